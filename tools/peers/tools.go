@@ -1,0 +1,10 @@
+//go:build tools
+
+// Package peers pins the systems that Almanac is compared with end to end: etcd's
+// server and its command line client.
+package peers
+
+import (
+	_ "go.etcd.io/etcd/etcdctl/v3"
+	_ "go.etcd.io/etcd/server/v3"
+)
