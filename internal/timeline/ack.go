@@ -1,0 +1,202 @@
+package timeline
+
+import (
+	"slices"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/effect"
+)
+
+// ApplyAck settles events for groups and answers each position, in the order of the
+// batches. clock is the range's clock after this command raised it: only events due by
+// it can be acked. Nothing in the command refuses it as a whole; every error is fatal.
+func ApplyAck(v effect.View, clock base.Timestamp, a *Ack) ([]AckOutcome, error) {
+	n := 0
+	for i := range a.Batches {
+		n += len(a.Batches[i].Positions)
+	}
+	outcomes := make([]AckOutcome, n)
+	rest := outcomes
+	for i := range a.Batches {
+		b := &a.Batches[i]
+		if err := ackBatch(v, clock.Millis(), b, rest[:len(b.Positions)]); err != nil {
+			return nil, fatal(err)
+		}
+		rest = rest[len(b.Positions):]
+	}
+	return outcomes, nil
+}
+
+func ackBatch(v effect.View, clockMS int64, b *AckBatch, out []AckOutcome) (err error) {
+	p := newPartition(b.Partition)
+	g, ok, err := p.readGroup(v, b.Group)
+	if err != nil {
+		return err
+	}
+	a := acker{v: v, p: p, g: g, wanted: make([]wanted, 0, len(out))}
+	for i, pos := range b.Positions {
+		switch {
+		case !ok:
+			out[i] = AckNotFound
+		case pos.Compare(g.Cursor) <= 0:
+			out[i] = AckAlready
+		case pos.DueMS > clockMS:
+			out[i] = AckNotFound
+		default:
+			a.wanted = append(a.wanted, wanted{pos: pos, out: &out[i]})
+		}
+	}
+	if len(a.wanted) == 0 {
+		return nil
+	}
+	sortWanted(a.wanted)
+	if a.events, err = p.events(v, g.Cursor, endOf(clockMS)); err != nil {
+		return err
+	}
+	defer closeInto(&err, a.events)
+	if err := a.advance(clockMS); err != nil {
+		return err
+	}
+	if err := a.markRest(); err != nil {
+		return err
+	}
+	if a.g == g {
+		return nil
+	}
+	return v.Set(p.groupKey(g.Group), appendGroup(nil, &a.g))
+}
+
+// wanted is one position to ack, with the place of its outcome.
+type wanted struct {
+	pos base.Position
+	out *AckOutcome
+}
+
+// sortWanted brings acks into timeline order. Of equal positions the first in the
+// command stays first: it wins.
+func sortWanted(w []wanted) {
+	cmp := func(a, b wanted) int { return a.pos.Compare(b.pos) }
+	if !slices.IsSortedFunc(w, cmp) {
+		slices.SortStableFunc(w, cmp)
+	}
+}
+
+// acker carries out the acks of one group in one partition. wanted shrinks from the
+// front as acks are answered; events stands on the first event not passed.
+type acker struct {
+	v      effect.View
+	p      *partition
+	g      Group
+	wanted []wanted
+	events *positions
+}
+
+// advance moves the cursor over events that are settled, by these acks or before, up to
+// the first that is not. Marks are deleted as the cursor passes them, and none is
+// written for an ack that it passes at once.
+func (a *acker) advance(clockMS int64) (err error) {
+	marks := &positions{}
+	if a.g.Acked > 0 {
+		if marks, err = a.p.acked(a.v, a.g.Group, a.g.Cursor, endOf(clockMS)); err != nil {
+			return err
+		}
+		defer closeInto(&err, marks)
+	}
+	for ; a.events.ok; a.events.next() {
+		pos := a.events.at
+		a.missing(pos)
+		marked := marks.ok && marks.at == pos
+		if !a.take(pos, marked) && !marked {
+			if skip, err := a.withdrawn(); !skip || err != nil {
+				return err
+			}
+		}
+		if marked {
+			if err := a.v.Delete(a.p.ackedKey(a.g.Group, pos)); err != nil {
+				return err
+			}
+			a.g.Acked--
+			marks.next()
+		}
+		a.g.Cursor = pos
+	}
+	return nil
+}
+
+// markRest answers the acks above the cursor: it marks those that name an event not yet
+// settled, lowest positions first, while the window has room.
+func (a *acker) markRest() error {
+	for len(a.wanted) > 0 {
+		pos := a.wanted[0].pos
+		a.events.seek(pos)
+		if a.events.err != nil {
+			return a.events.err
+		}
+		if !a.events.ok || a.events.at != pos {
+			*a.wanted[0].out = AckNotFound
+			a.wanted = a.wanted[1:]
+			continue
+		}
+		settled, err := a.marked(pos)
+		if err != nil {
+			return err
+		}
+		if !settled && a.g.Acked >= MaxAckedWindow {
+			*a.wanted[0].out = AckWindowFull
+			a.wanted = a.wanted[1:]
+			continue
+		}
+		a.take(pos, settled)
+		if settled {
+			continue
+		}
+		if err := a.v.Set(a.p.ackedKey(a.g.Group, pos), nil); err != nil {
+			return err
+		}
+		a.g.Acked++
+	}
+	return nil
+}
+
+// take answers the acks of pos, which stand at the front of wanted, and says whether
+// there were any. The first settles the event unless it was settled before.
+func (a *acker) take(pos base.Position, settled bool) bool {
+	found := false
+	for len(a.wanted) > 0 && a.wanted[0].pos == pos {
+		*a.wanted[0].out = AckDone
+		if settled {
+			*a.wanted[0].out = AckAlready
+		}
+		settled, found = true, true
+		a.wanted = a.wanted[1:]
+	}
+	return found
+}
+
+// missing answers the acks below pos, where the walk found no event.
+func (a *acker) missing(pos base.Position) {
+	for len(a.wanted) > 0 && a.wanted[0].pos.Compare(pos) < 0 {
+		*a.wanted[0].out = AckNotFound
+		a.wanted = a.wanted[1:]
+	}
+}
+
+// marked says whether pos is in the acked window.
+func (a *acker) marked(pos base.Position) (bool, error) {
+	if a.g.Acked == 0 {
+		return false, nil
+	}
+	_, ok, err := a.v.Get(a.p.ackedKey(a.g.Group, pos))
+	return ok, err
+}
+
+// withdrawn says whether the walk stands on an event that nobody is to get, which a
+// cursor passes without an ack.
+func (a *acker) withdrawn() (bool, error) {
+	value, err := a.events.value()
+	if err != nil {
+		return false, err
+	}
+	flags, err := eventFlags(a.events.at, value)
+	return flags&(FlagCancelled|FlagSkipped) != 0, err
+}
