@@ -225,7 +225,11 @@ func FamilySpan(f Family, s base.Span) (lower, upper []byte) {
 
 // AppendVersion appends the physical key of a version: newer versions sort first.
 func AppendVersion(b, logical []byte, ts base.Timestamp) []byte {
-	b = AppendPrefix(b, FamilyVersion, logical)
+	return AppendVersionSuffix(AppendPrefix(b, FamilyVersion, logical), ts)
+}
+
+// AppendVersionSuffix appends the suffix of a version to a physical prefix.
+func AppendVersionSuffix(b []byte, ts base.Timestamp) []byte {
 	return binary.BigEndian.AppendUint64(b, ^uint64(ts))
 }
 

@@ -39,9 +39,9 @@ const (
 	NotEqual
 )
 
-// Compare holds when every key in Span relates to the operand. A point whose key does
-// not exist compares as version, revisions and lease 0, and fails a value compare; a
-// wider span without keys fails too, as in etcd.
+// Compare holds when every key in Span relates to the operand. A span without keys, be
+// it a point or wider, compares as one key with version, revisions and lease 0, and
+// fails a value compare, as in etcd.
 type Compare struct {
 	Span     base.Span
 	Target   Target
