@@ -5,12 +5,17 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/effect"
+	"github.com/almanacdb/almanac/internal/fault"
 )
 
 // ApplyAck settles events for groups and answers each position, in the order of the
 // batches. clock is the range's clock after this command raised it: only events due by
 // it can be acked. Nothing in the command refuses it as a whole; every error is fatal.
 func ApplyAck(v effect.View, clock base.Timestamp, a *Ack) ([]AckOutcome, error) {
+	return applyAck(v, clock, MaxAckedWindow, a)
+}
+
+func applyAck(v effect.View, clock base.Timestamp, window uint32, a *Ack) ([]AckOutcome, error) {
 	n := 0
 	for i := range a.Batches {
 		n += len(a.Batches[i].Positions)
@@ -19,7 +24,7 @@ func ApplyAck(v effect.View, clock base.Timestamp, a *Ack) ([]AckOutcome, error)
 	rest := outcomes
 	for i := range a.Batches {
 		b := &a.Batches[i]
-		if err := ackBatch(v, clock.Millis(), b, rest[:len(b.Positions)]); err != nil {
+		if err := ackBatch(v, clock.Millis(), window, b, rest[:len(b.Positions)]); err != nil {
 			return nil, fatal(err)
 		}
 		rest = rest[len(b.Positions):]
@@ -27,13 +32,15 @@ func ApplyAck(v effect.View, clock base.Timestamp, a *Ack) ([]AckOutcome, error)
 	return outcomes, nil
 }
 
-func ackBatch(v effect.View, clockMS int64, b *AckBatch, out []AckOutcome) (err error) {
+func ackBatch(
+	v effect.View, clockMS int64, window uint32, b *AckBatch, out []AckOutcome,
+) (err error) {
 	p := newPartition(b.Partition)
 	g, ok, err := p.readGroup(v, b.Group)
 	if err != nil {
 		return err
 	}
-	a := acker{v: v, p: p, g: g, wanted: make([]wanted, 0, len(out))}
+	a := acker{v: v, p: p, g: g, window: window, wanted: make([]wanted, 0, len(out))}
 	for i, pos := range b.Positions {
 		switch {
 		case !ok:
@@ -87,6 +94,7 @@ type acker struct {
 	v      effect.View
 	p      *partition
 	g      Group
+	window uint32 // bound on g.Acked
 	wanted []wanted
 	events *positions
 }
@@ -105,22 +113,34 @@ func (a *acker) advance(clockMS int64) (err error) {
 	for ; a.events.ok; a.events.next() {
 		pos := a.events.at
 		a.missing(pos)
-		marked := marks.ok && marks.at == pos
+		marked, err := a.unmark(marks, pos)
+		if err != nil {
+			return err
+		}
 		if !a.take(pos, marked) && !marked {
 			if skip, err := a.withdrawn(); !skip || err != nil {
 				return err
 			}
 		}
-		if marked {
-			if err := a.v.Delete(a.p.ackedKey(a.g.Group, pos)); err != nil {
-				return err
-			}
-			a.g.Acked--
-			marks.next()
-		}
 		a.g.Cursor = pos
 	}
-	return nil
+	return a.events.err
+}
+
+// unmark deletes the marks up to pos, where the walk stands, and says whether pos had
+// one: then the cursor passes it.
+func (a *acker) unmark(marks *positions, pos base.Position) (found bool, err error) {
+	for ; marks.ok && marks.at.Compare(pos) <= 0; marks.next() {
+		if a.g.Acked == 0 {
+			return false, fault.New(fault.Corrupt, "group %d has more acked marks in partition %v than it counts", a.g.Group, a.p.id)
+		}
+		if err := a.v.Delete(a.p.ackedKey(a.g.Group, marks.at)); err != nil {
+			return false, err
+		}
+		a.g.Acked--
+		found = marks.at == pos
+	}
+	return found, marks.err
 }
 
 // markRest answers the acks above the cursor: it marks those that name an event not yet
@@ -141,7 +161,7 @@ func (a *acker) markRest() error {
 		if err != nil {
 			return err
 		}
-		if !settled && a.g.Acked >= MaxAckedWindow {
+		if !settled && a.g.Acked >= a.window {
 			*a.wanted[0].out = AckWindowFull
 			a.wanted = a.wanted[1:]
 			continue

@@ -8,7 +8,7 @@ import (
 
 // ApplyCreateGroup makes a group's cursor stand in the partitions of c. A partition
 // that has the group is left as it is, so a repeated command changes nothing. clock is
-// the range's clock after this command raised it. An unknown start rule or group 0
+// the range's clock after this command raised it; stamp is not recorded. An unknown start rule or group 0
 // refuses the command (Invalid); every other error is fatal.
 func ApplyCreateGroup(v effect.View, clock, stamp base.Timestamp, c *CreateGroup) error {
 	if c.Group == 0 {

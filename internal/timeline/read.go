@@ -76,9 +76,9 @@ func Groups(r effect.Reader, p base.PartitionID, fn func(Group) bool) (err error
 }
 
 // ScanDue calls fn with the events of a partition after a position and due by clockMS,
-// in order, until fn returns false, limit events were passed, or their encoded values
-// reach maxBytes; the first event is passed whatever its size. 0 means no bound. more
-// says whether due events are left behind the last one passed. An event's fields are
+// in order, until fn returns false, limit events were passed, or the next would bring
+// their encoded values above maxBytes; the first is passed whatever its size. 0 means no
+// bound. more says whether due events are left behind the last one passed. An event's fields are
 // the callee's to keep: its byte slices share one buffer.
 func ScanDue(
 	r effect.Reader, p base.PartitionID, after base.Position, clockMS int64,
@@ -89,14 +89,16 @@ func ScanDue(
 		return false, err
 	}
 	defer closeInto(&err, w)
-	size := 0
-	for n := 0; w.ok; w.next() {
+	n, size := 0, 0
+	for ; w.ok; w.next() {
+		if limit > 0 && n == limit {
+			return true, nil
+		}
 		value, err := w.value()
 		if err != nil {
 			return false, err
 		}
-		size += len(value)
-		if n > 0 && (limit > 0 && n >= limit || maxBytes > 0 && size > maxBytes) {
+		if size += len(value); maxBytes > 0 && size > maxBytes && n > 0 {
 			return true, nil
 		}
 		e, err := decodeEvent(w.at, bytes.Clone(value))
