@@ -5,7 +5,6 @@ package command
 
 import (
 	"github.com/almanacdb/almanac/internal/base"
-	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
 	"github.com/almanacdb/almanac/internal/timeline"
@@ -94,17 +93,3 @@ type Result struct {
 	Published []timeline.Published
 	Acks      []timeline.AckOutcome // in the order of batches and positions
 }
-
-// Apply and the codec live in apply.go, envelope.go, state.go and result.go:
-//
-//	func Encode(h Header, body any) ([]byte, error)
-//	func SetStamp(env []byte, stamp base.Timestamp)        // patches in place
-//	func SetTime(env []byte, t base.Timestamp)             // patches in place
-//	func DecodeHeader(env []byte) (Header, error)          // cheap, no allocation
-//	func Decode(env []byte) (*Command, error)              // strings and slices may alias env
-//	func Apply(v effect.View, st *State, env []byte, answer bool) (Result, error)
-//	func EncodeState(b []byte, st *State) []byte
-//	func DecodeState(b []byte) (*State, error)
-//	func EncodeResult(b []byte, r *Result) []byte
-//	func DecodeResult(b []byte) (*Result, error)
-var _ effect.View

@@ -2,7 +2,6 @@ package mvcc
 
 import (
 	"bytes"
-	"errors"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/effect"
@@ -42,7 +41,7 @@ func (r *reader) visitPoint(key []byte, at base.Timestamp, f func(*KeyValue) boo
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer closeIter(it, &err)
 	if !it.SeekPrefixGE(seek) {
 		return it.Error()
 	}
@@ -72,7 +71,7 @@ func (r *reader) visitSpan(span base.Span, at base.Timestamp, f func(*KeyValue) 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer closeIter(it, &err)
 	var kv KeyValue
 	for ok := it.First(); ok; {
 		k := it.Key()
@@ -106,6 +105,13 @@ func (r *reader) visitSpan(span base.Span, at base.Timestamp, f func(*KeyValue) 
 		ok = it.NextPrefix()
 	}
 	return it.Error()
+}
+
+// closeIter closes it and reports a failure to close, unless there was one before.
+func closeIter(it effect.Iterator, err *error) {
+	if e := it.Close(); *err == nil {
+		*err = e
+	}
 }
 
 // get reads one key; the value is copied only on demand, and nil otherwise. The key of
