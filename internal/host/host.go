@@ -1,0 +1,291 @@
+// Package host runs replicas: a fixed number of workers own them by range id. One turn
+// of a worker drains its mailbox, steps machines, sends what may leave early, does one
+// log-store commit for all that has something to save, sends the rest, and hands
+// committed entries to apply. A turn is a plain function of its inputs, so that a
+// simulator calls the same code. The package refuses to know what a replica does with
+// its turn.
+package host
+
+import (
+	"slices"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/effect"
+	"github.com/almanacdb/almanac/internal/logstore"
+	"github.com/almanacdb/almanac/internal/transport"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// Resident is one range's replica as its worker sees it. All methods are called by the
+// owning worker only, in the order of a turn.
+type Resident interface {
+	Range() base.RangeID
+	// Deliver takes one mailbox item.
+	Deliver(now clock.Mono, item any)
+	// Tick is called once per tick interval, never in bursts.
+	Tick(now clock.Mono)
+	// Wake returns when Poke is wanted; 0 for never.
+	Wake() clock.Mono
+	// Poke is called at or after the time that Wake returned.
+	Poke(now clock.Mono)
+	// Collect steps the machine's effects into the turn.
+	Collect(now clock.Mono, t *Turn)
+	// Finish applies what was committed; all that the turn collected has been saved.
+	// It returns true if another turn should follow at once.
+	Finish(now clock.Mono) bool
+	// Stop answers whoever still waits; the replica gets no more calls.
+	Stop()
+}
+
+// Turn gathers what the residents of a worker want done in one turn.
+type Turn struct {
+	Batch *logstore.Batch
+	early outbox
+	late  outbox
+	sync  bool
+}
+
+// MustSync asks for a synced commit of the turn's batch.
+func (t *Turn) MustSync() { t.sync = true }
+
+// SendEarly queues a message that may leave before the save.
+func (t *Turn) SendEarly(to base.NodeID, m *effect.Message) { t.early.add(to, m) }
+
+// SendLate queues a message that must not leave before the save.
+func (t *Turn) SendLate(to base.NodeID, m *effect.Message) { t.late.add(to, m) }
+
+// outbox groups messages by node, in order of first use.
+type outbox struct {
+	nodes []base.NodeID
+	msgs  [][]wire.Message
+}
+
+func (o *outbox) add(to base.NodeID, m *effect.Message) {
+	i := slices.Index(o.nodes, to)
+	if i < 0 {
+		i = len(o.nodes)
+		o.nodes = append(o.nodes, to)
+		o.msgs = append(o.msgs, nil)
+	}
+	o.msgs[i] = append(o.msgs[i], wire.Message{Replication: m})
+}
+
+func (o *outbox) flush(tr transport.Transport) {
+	for i, n := range o.nodes {
+		tr.Send(n, transport.ClassReplication, o.msgs[i]...)
+	}
+	o.nodes, o.msgs = o.nodes[:0], o.msgs[:0]
+}
+
+// Options configure a worker.
+type Options struct {
+	Clock     clock.Clock
+	Tick      time.Duration
+	Log       *logstore.Store
+	Transport transport.Transport
+	Mailbox   int         // items; default 65,536
+	Fatal     func(error) // the log store failed: the node must stop (S6)
+}
+
+// Worker owns replicas and runs their turns.
+type Worker struct {
+	opts      Options
+	box       *mailbox
+	residents map[base.RangeID]Resident
+	order     []base.RangeID // sorted, so that a turn's order is a function of its inputs
+	active    []Resident
+	spare     []Resident
+	isActive  map[base.RangeID]bool
+	turn      Turn
+	nextTick  clock.Mono
+	failed    bool
+	done      chan struct{}
+}
+
+// NewWorker returns a worker without residents. Run it, or call Turn.
+func NewWorker(o Options) *Worker {
+	if o.Mailbox == 0 {
+		o.Mailbox = 65536
+	}
+	return &Worker{
+		opts:      o,
+		box:       newMailbox(o.Mailbox),
+		residents: make(map[base.RangeID]Resident),
+		isActive:  make(map[base.RangeID]bool),
+		nextTick:  o.Clock.Mono().Add(o.Tick),
+		done:      make(chan struct{}),
+	}
+}
+
+// Post hands an item to a range's replica; false if the mailbox is full. An item for a
+// range that is not here is dropped.
+func (w *Worker) Post(r base.RangeID, item any) bool {
+	return w.box.post(mail{rng: r, item: item})
+}
+
+// Do runs f in the worker's next turn, before the items posted after it.
+func (w *Worker) Do(f func(*Worker)) bool { return w.box.post(mail{run: f}) }
+
+// Add makes the worker own r. Called through Do.
+func (w *Worker) Add(r Resident) {
+	id := r.Range()
+	w.residents[id] = r
+	i, _ := slices.BinarySearch(w.order, id)
+	w.order = slices.Insert(w.order, i, id)
+	w.activate(r)
+}
+
+// Remove makes the worker forget a range and stops its replica. Called through Do.
+func (w *Worker) Remove(id base.RangeID) {
+	r, ok := w.residents[id]
+	if !ok {
+		return
+	}
+	delete(w.residents, id)
+	i, _ := slices.BinarySearch(w.order, id)
+	w.order = slices.Delete(w.order, i, i+1)
+	if w.isActive[id] {
+		delete(w.isActive, id)
+		w.active = slices.DeleteFunc(w.active, func(a Resident) bool { return a == r })
+	}
+	r.Stop()
+}
+
+// Resident returns the replica of a range, nil if the worker does not own it. Called
+// through Do.
+func (w *Worker) Resident(id base.RangeID) Resident { return w.residents[id] }
+
+func (w *Worker) activate(r Resident) {
+	if id := r.Range(); !w.isActive[id] {
+		w.isActive[id] = true
+		w.active = append(w.active, r)
+	}
+}
+
+// Turn runs one turn and says whether another should follow at once.
+func (w *Worker) Turn() bool {
+	if w.failed {
+		return false
+	}
+	mails := w.box.drain()
+	// Read after the drain: all that is handled below arrived before now, so a lease
+	// that is valid at now was valid after the request arrived (T1, K4).
+	now := w.opts.Clock.Mono()
+	for _, m := range mails {
+		if m.run != nil {
+			m.run(w)
+		} else if r, ok := w.residents[m.rng]; ok {
+			r.Deliver(now, m.item)
+			w.activate(r)
+		}
+	}
+	w.tickAndPoke(now)
+	w.turn.Batch, w.turn.sync = w.opts.Log.NewBatch(), false
+	for _, r := range w.active {
+		r.Collect(now, &w.turn)
+	}
+	w.turn.early.flush(w.opts.Transport)
+	if !w.commit() {
+		return false
+	}
+	w.turn.late.flush(w.opts.Transport)
+	return w.finish(now)
+}
+
+func (w *Worker) tickAndPoke(now clock.Mono) {
+	tick := now >= w.nextTick
+	if tick {
+		// A late tick is not caught up: the next one is a whole interval away.
+		w.nextTick = max(w.nextTick.Add(w.opts.Tick), now.Add(w.opts.Tick/2))
+	}
+	for _, id := range w.order {
+		r := w.residents[id]
+		if tick {
+			r.Tick(now)
+			w.activate(r)
+		}
+		if at := r.Wake(); at != 0 && at <= now {
+			r.Poke(now)
+			w.activate(r)
+		}
+	}
+}
+
+func (w *Worker) commit() bool {
+	if w.turn.Batch.Empty() {
+		w.turn.Batch.Close()
+		return true
+	}
+	if err := w.turn.Batch.Commit(w.turn.sync); err != nil {
+		w.failed = true
+		w.opts.Fatal(err)
+		return false
+	}
+	return true
+}
+
+func (w *Worker) finish(now clock.Mono) bool {
+	active := w.active
+	w.active, w.spare = w.spare[:0], active
+	for _, r := range active {
+		delete(w.isActive, r.Range())
+	}
+	for _, r := range active {
+		if r.Finish(now) {
+			w.activate(r)
+		}
+	}
+	return len(w.active) > 0 || w.box.pending()
+}
+
+// NextWake returns when the next turn is due if no mail comes.
+func (w *Worker) NextWake() clock.Mono {
+	at := w.nextTick
+	for _, id := range w.order {
+		if t := w.residents[id].Wake(); t != 0 && t < at {
+			at = t
+		}
+	}
+	return at
+}
+
+// Failed says that the log store failed and the worker takes no more turns.
+func (w *Worker) Failed() bool { return w.failed }
+
+// Run takes turns until Close. It is the worker's goroutine and owns its residents.
+func (w *Worker) Run() {
+	defer close(w.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if w.Turn() {
+			continue
+		}
+		w.box.mu.Lock()
+		closed := w.box.closed
+		w.box.mu.Unlock()
+		if closed || w.failed {
+			w.stopAll()
+			return
+		}
+		timer.Reset(max(0, w.NextWake().Sub(w.opts.Clock.Mono())))
+		select {
+		case <-w.box.signal:
+		case <-timer.C:
+		}
+	}
+}
+
+func (w *Worker) stopAll() {
+	for _, id := range slices.Clone(w.order) {
+		w.Remove(id)
+	}
+}
+
+// Close stops Run after the turn under way and waits for it.
+func (w *Worker) Close() {
+	w.box.close()
+	<-w.done
+}

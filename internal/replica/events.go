@@ -1,0 +1,196 @@
+package replica
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/command"
+	"github.com/almanacdb/almanac/internal/dispatch"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/keys"
+	"github.com/almanacdb/almanac/internal/timeline"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// firing makes events fall due: the orderer's one timer for the range (E2, E11).
+type firing struct {
+	partitions []base.PartitionID
+	nextDue    int64      // ms of the first pending event; 0: nothing is pending
+	dirty      bool       // nextDue must be looked up again
+	wanted     bool       // a timestamp is wanted for an advance
+	asked      bool       // it has been asked for
+	flying     bool       // an advance was appended and is not applied yet
+	last       clock.Mono // when the last advance was appended
+	acks       []*timeline.Ack
+}
+
+// minAdvanceGap is the least time between two advances of a range.
+const minAdvanceGap = time.Millisecond
+
+func (f *firing) reset() {
+	*f = firing{partitions: f.partitions}
+}
+
+// partitionsOf lists the partitions in a topic range's span.
+func partitionsOf(d *base.RangeDescriptor) []base.PartitionID {
+	if d.Topic == 0 {
+		return nil
+	}
+	from, err1 := keys.DecodePartition(d.Span.Start)
+	to, err2 := keys.DecodePartition(d.Span.End)
+	if err1 != nil || err2 != nil || from.Topic != to.Topic {
+		return nil
+	}
+	var parts []base.PartitionID
+	for p := from.Partition; p < to.Partition; p++ {
+		parts = append(parts, base.PartitionID{Topic: from.Topic, Partition: p})
+	}
+	return parts
+}
+
+// firingWake returns when the first pending event will be due by the last oracle time
+// seen here plus monotonic time: never early by the oracle, since that is never ahead.
+func (r *Replica) firingWake() clock.Mono {
+	f := &r.firing
+	if !r.serving || f.nextDue == 0 || f.wanted || f.asked || f.flying || r.asks.retryAt != 0 {
+		return 0
+	}
+	at := clock.Mono(1) // no oracle time is known yet: ask for it at once
+	if ms, received, ok := r.env.OracleAnchor(); ok {
+		// Bounded, so that a far due time does not overflow the clock.
+		ahead := min(f.nextDue-ms, int64(24*time.Hour/time.Millisecond))
+		at = received.Add(time.Duration(ahead) * time.Millisecond)
+	}
+	return max(at, f.last.Add(minAdvanceGap), 1)
+}
+
+func (r *Replica) firingPoke(now clock.Mono) {
+	if at := r.firingWake(); at != 0 && at <= now {
+		r.firing.wanted = true
+	}
+}
+
+// advance proposes to raise the range's clock to t, if that makes something due.
+func (r *Replica) advance(now clock.Mono, t base.Timestamp) {
+	f := &r.firing
+	if f.nextDue == 0 || t.Millis() < f.nextDue {
+		return // the timer is set anew from the oracle time just seen
+	}
+	env, err := command.Encode(command.Header{Kind: command.KindAdvance, Time: t}, nil)
+	if err != nil {
+		panic(fmt.Sprintf("invariant violated: an advance does not encode: %v", err))
+	}
+	f.flying, f.last = true, now
+	r.append(&Proposal{Envelope: env, Done: func(_ command.Result, err error) {
+		if err != nil {
+			r.firing.flying = false
+		}
+	}}, 0)
+}
+
+// lookForDue follows the clock and publishes: what is pending, and what can go out.
+func (r *Replica) lookForDue() error {
+	f := &r.firing
+	clockMS := r.state.Clock.Millis()
+	if !f.dirty && (f.nextDue == 0 || clockMS < f.nextDue) {
+		return nil
+	}
+	f.dirty, f.nextDue = false, 0
+	for _, p := range f.partitions {
+		due, ok, err := timeline.NextDue(r.opts.Engine, p, clockMS)
+		if err != nil {
+			return err
+		}
+		if ok && (f.nextDue == 0 || due < f.nextDue) {
+			f.nextDue = due
+		}
+	}
+	r.events.Raised()
+	return nil
+}
+
+// pump hands out what is due, under the lease or a quorum round (E7). True means that
+// more is ready.
+func (r *Replica) pump(now clock.Mono) bool {
+	if r.events == nil {
+		return false
+	}
+	err := r.lookForDue()
+	more := false
+	if err == nil && !r.events.Idle() {
+		more, err = r.events.Pump(now, r.opts.Engine, r.state.Clock.Millis(), func() bool {
+			if r.machine.HasLease(now) || r.machine.ConfirmedSince(now) {
+				return true
+			}
+			r.machine.StartRound(now)
+			return false
+		}, r.emit)
+	}
+	if err != nil {
+		r.env.Fatal(fmt.Errorf("range %d cannot read its timelines: %w", r.id, err))
+		return false
+	}
+	return more
+}
+
+func (r *Replica) emit(out dispatch.Out) { r.env.SendSession(r.id, out) }
+
+// SessionCall is a gateway's word about a hand-out session.
+type SessionCall struct {
+	Gateway base.NodeID
+	ID      uint64
+	Method  wire.Method
+	Body    []byte
+	// Done answers MethodSessionOpen; for the other methods it may be nil.
+	Done func(error)
+}
+
+func (r *Replica) session(now clock.Mono, c *SessionCall) {
+	if c.Done == nil {
+		c.Done = func(error) {}
+	}
+	switch {
+	case !r.status.Orderer:
+		c.Done(r.notLeader())
+		return
+	case !r.serving:
+		r.holdEarly(c, c.Done)
+		return
+	case r.events == nil:
+		c.Done(fault.New(fault.Invalid, "range %d holds no events", r.id).OnRange(r.id))
+		return
+	}
+	id := dispatch.SessionID{Gateway: c.Gateway, ID: c.ID}
+	switch c.Method {
+	case wire.MethodSessionOpen:
+		c.Done(r.openSession(now, id, c.Body))
+	case wire.MethodSessionCredit:
+		m, err := wire.DecodeSessionCredit(c.Body)
+		if err == nil {
+			r.events.Credit(now, id, m.Granted)
+		}
+		c.Done(err)
+	case wire.MethodSessionClose:
+		r.events.Close(id)
+		c.Done(nil)
+	default:
+		c.Done(fault.New(fault.Invalid, "method %d is not about sessions", c.Method))
+	}
+}
+
+func (r *Replica) openSession(now clock.Mono, id dispatch.SessionID, body []byte) error {
+	m, err := wire.DecodeSessionOpen(body)
+	if err != nil {
+		return err
+	}
+	parts := make([]base.PartitionID, len(m.Partitions))
+	for i, p := range m.Partitions {
+		parts[i] = base.PartitionID{Topic: m.Topic, Partition: p}
+		if !r.state.Descriptor.Span.ContainsKey(keys.Partition(parts[i])) {
+			return fault.New(fault.WrongRange, "partition %v is not in range %d", parts[i], r.id).OnRange(r.id)
+		}
+	}
+	return r.events.Open(now, r.opts.Engine, id, parts, m.Group, m.Granted)
+}
