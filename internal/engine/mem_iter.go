@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
 )
 
@@ -17,6 +18,7 @@ type memIter struct {
 	want         int    // size of the next chunk
 	backward     bool   // the chunk's walking order
 	skip         []byte // a key that a refill leaves out: the one it continues from
+	err          error
 }
 
 const (
@@ -97,6 +99,11 @@ func (it *memIter) SeekLT(key []byte) bool {
 }
 
 func (it *memIter) SeekPrefixGE(key []byte) bool {
+	if bytes.Compare(key, it.lower) < 0 || it.upper != nil && bytes.Compare(key, it.upper) >= 0 {
+		it.err = fault.New(fault.Internal, "prefix seek to %x, outside of the iterator's bounds", key)
+		it.chunk, it.pos = it.chunk[:0], 0
+		return false
+	}
 	it.SeekGE(key)
 	it.prefix = bytes.Clone(key[:keys.Split(key)])
 	return it.Valid()
@@ -143,6 +150,11 @@ func (it *memIter) NextPrefix() bool {
 		it.chunk, it.pos = it.chunk[:0], 0
 		return false
 	}
+	if it.upper != nil && keys.Split(it.upper) != len(it.upper) {
+		it.err = fault.New(fault.Internal, "NextPrefix with an upper bound that has a suffix: %x", it.upper)
+		it.chunk, it.pos = it.chunk[:0], 0
+		return false
+	}
 	cur := it.Key()
 	cur = cur[:keys.Split(cur)]
 	for it.Next() {
@@ -166,5 +178,5 @@ func (it *memIter) Valid() bool {
 
 func (it *memIter) Key() []byte            { return it.chunk[it.pos].key }
 func (it *memIter) Value() ([]byte, error) { return it.chunk[it.pos].value, nil }
-func (it *memIter) Error() error           { return nil }
-func (it *memIter) Close() error           { return nil }
+func (it *memIter) Error() error           { return it.err }
+func (it *memIter) Close() error           { return it.err }
