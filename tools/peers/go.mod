@@ -1,5 +1,5 @@
-// Package versions of other systems that Almanac is compared with end to end. A module
-// of its own, so that their requirements never touch the product's.
+// The systems that Almanac is compared with end to end, pinned. A module of its own, so
+// that their requirements never touch the product's.
 module github.com/almanacdb/almanac/tools/peers
 
 go 1.26.0

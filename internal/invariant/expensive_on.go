@@ -1,0 +1,6 @@
+//go:build invariants
+
+package invariant
+
+// Expensive says whether checks that cost more than a comparison are on.
+const Expensive = true
