@@ -40,7 +40,11 @@ func ackBatch(
 	if err != nil {
 		return err
 	}
-	a := acker{v: v, p: p, g: g, window: window, wanted: make([]wanted, 0, len(out))}
+	a := acker{
+		v: v, p: p, g: g, window: window,
+		wanted: make([]wanted, 0, len(out)),
+		marks:  &positions{},
+	}
 	for i, pos := range b.Positions {
 		switch {
 		case !ok:
@@ -61,7 +65,13 @@ func ackBatch(
 		return err
 	}
 	defer closeInto(&err, a.events)
-	if err := a.advance(clockMS); err != nil {
+	if g.Acked > 0 {
+		if a.marks, err = p.acked(v, g.Group, g.Cursor, endOf(clockMS)); err != nil {
+			return err
+		}
+		defer closeInto(&err, a.marks)
+	}
+	if err := a.advance(); err != nil {
 		return err
 	}
 	if err := a.markRest(); err != nil {
@@ -89,7 +99,8 @@ func sortWanted(w []wanted) {
 }
 
 // acker carries out the acks of one group in one partition. wanted shrinks from the
-// front as acks are answered; events stands on the first event not passed.
+// front as acks are answered; events and marks, those above the cursor when the command
+// began, are walked alongside.
 type acker struct {
 	v      effect.View
 	p      *partition
@@ -97,23 +108,17 @@ type acker struct {
 	window uint32 // bound on g.Acked
 	wanted []wanted
 	events *positions
+	marks  *positions // empty if the group had none
 }
 
 // advance moves the cursor over events that are settled, by these acks or before, up to
 // the first that is not. Marks are deleted as the cursor passes them, and none is
 // written for an ack that it passes at once.
-func (a *acker) advance(clockMS int64) (err error) {
-	marks := &positions{}
-	if a.g.Acked > 0 {
-		if marks, err = a.p.acked(a.v, a.g.Group, a.g.Cursor, endOf(clockMS)); err != nil {
-			return err
-		}
-		defer closeInto(&err, marks)
-	}
+func (a *acker) advance() error {
 	for ; a.events.ok; a.events.next() {
 		pos := a.events.at
 		a.missing(pos)
-		marked, err := a.unmark(marks, pos)
+		marked, err := a.unmark(pos)
 		if err != nil {
 			return err
 		}
@@ -129,18 +134,19 @@ func (a *acker) advance(clockMS int64) (err error) {
 
 // unmark deletes the marks up to pos, where the walk stands, and says whether pos had
 // one: then the cursor passes it.
-func (a *acker) unmark(marks *positions, pos base.Position) (found bool, err error) {
-	for ; marks.ok && marks.at.Compare(pos) <= 0; marks.next() {
+func (a *acker) unmark(pos base.Position) (found bool, err error) {
+	for ; a.marks.ok && a.marks.at.Compare(pos) <= 0; a.marks.next() {
 		if a.g.Acked == 0 {
-			return false, fault.New(fault.Corrupt, "group %d has more acked marks in partition %v than it counts", a.g.Group, a.p.id)
+			return false, fault.New(fault.Corrupt,
+				"group %d has more acked marks in partition %v than it counts", a.g.Group, a.p.id)
 		}
-		if err := a.v.Delete(a.p.ackedKey(a.g.Group, marks.at)); err != nil {
+		if err := a.v.Delete(a.p.ackedKey(a.g.Group, a.marks.at)); err != nil {
 			return false, err
 		}
 		a.g.Acked--
-		found = marks.at == pos
+		found = a.marks.at == pos
 	}
-	return found, marks.err
+	return found, a.marks.err
 }
 
 // markRest answers the acks above the cursor: it marks those that name an event not yet
@@ -153,8 +159,7 @@ func (a *acker) markRest() error {
 			return a.events.err
 		}
 		if !a.events.ok || a.events.at != pos {
-			*a.wanted[0].out = AckNotFound
-			a.wanted = a.wanted[1:]
+			a.answer(AckNotFound)
 			continue
 		}
 		settled, err := a.marked(pos)
@@ -162,8 +167,7 @@ func (a *acker) markRest() error {
 			return err
 		}
 		if !settled && a.g.Acked >= a.window {
-			*a.wanted[0].out = AckWindowFull
-			a.wanted = a.wanted[1:]
+			a.answer(AckWindowFull)
 			continue
 		}
 		a.take(pos, settled)
@@ -178,17 +182,23 @@ func (a *acker) markRest() error {
 	return nil
 }
 
+// answer takes the first of the acks left and answers it.
+func (a *acker) answer(o AckOutcome) {
+	*a.wanted[0].out = o
+	a.wanted = a.wanted[1:]
+}
+
 // take answers the acks of pos, which stand at the front of wanted, and says whether
 // there were any. The first settles the event unless it was settled before.
 func (a *acker) take(pos base.Position, settled bool) bool {
 	found := false
 	for len(a.wanted) > 0 && a.wanted[0].pos == pos {
-		*a.wanted[0].out = AckDone
 		if settled {
-			*a.wanted[0].out = AckAlready
+			a.answer(AckAlready)
+		} else {
+			a.answer(AckDone)
 		}
 		settled, found = true, true
-		a.wanted = a.wanted[1:]
 	}
 	return found
 }
@@ -196,18 +206,14 @@ func (a *acker) take(pos base.Position, settled bool) bool {
 // missing answers the acks below pos, where the walk found no event.
 func (a *acker) missing(pos base.Position) {
 	for len(a.wanted) > 0 && a.wanted[0].pos.Compare(pos) < 0 {
-		*a.wanted[0].out = AckNotFound
-		a.wanted = a.wanted[1:]
+		a.answer(AckNotFound)
 	}
 }
 
-// marked says whether pos is in the acked window.
+// marked says whether pos was in the acked window when the command began.
 func (a *acker) marked(pos base.Position) (bool, error) {
-	if a.g.Acked == 0 {
-		return false, nil
-	}
-	_, ok, err := a.v.Get(a.p.ackedKey(a.g.Group, pos))
-	return ok, err
+	a.marks.seek(pos)
+	return a.marks.ok && a.marks.at == pos, a.marks.err
 }
 
 // withdrawn says whether the walk stands on an event that nobody is to get, which a

@@ -126,8 +126,12 @@ func (w *positions) next() {
 	}
 }
 
-// seek moves forward to the first position at or after pos.
+// seek moves forward to the first position at or after pos. It tries the next one
+// first, since acks come in runs.
 func (w *positions) seek(pos base.Position) {
+	if w.ok && w.at.Compare(pos) < 0 {
+		w.next()
+	}
 	if w.ok && w.at.Compare(pos) < 0 {
 		w.key = keys.AppendPosition(append(w.key[:0], w.prefix...), pos)
 		w.settle(w.it.SeekGE(w.key))
