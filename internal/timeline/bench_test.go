@@ -63,7 +63,7 @@ func BenchmarkAck100InOrder(b *testing.B) {
 }
 
 func BenchmarkScanDue100(b *testing.B) {
-	v := newView(b)
+	v := engine.NewMem(engine.MemOptions{}).NewBatch(true)
 	events := make([]NewEvent, 1000)
 	for i := range events {
 		events[i] = NewEvent{Payload: make([]byte, 256), OrderingKey: []byte("customer-1234")}

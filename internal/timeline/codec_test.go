@@ -113,6 +113,7 @@ func TestHugeLengthsAllocateNothing(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"message id":   append(head[:11:11], huge...),
 		"header count": append(append(head[:11:11], 0, 0), huge...),
+		"64 GiB":       append(append(head[:11:11], 0, 0), 0x80, 0x80, 0x80, 0x80, 0x80, 0x02),
 	} {
 		allocs := testing.AllocsPerRun(10, func() {
 			if _, err := decodeEvent(base.Position{}, b); err == nil {

@@ -95,7 +95,7 @@ func (it *probeIter) Error() error { return it.err }
 func newView(tb testing.TB) effect.View {
 	b := engine.NewMem(engine.MemOptions{}).NewBatch(true)
 	tb.Cleanup(func() { b.Close() })
-	return b
+	return strict{b}
 }
 
 func at(ms int64) base.Timestamp { return base.TimestampAt(ms) }
