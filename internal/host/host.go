@@ -27,7 +27,7 @@ type Resident interface {
 	// Tick is called once per tick interval, never in bursts.
 	Tick(now clock.Mono)
 	// Wake returns when Poke is wanted; 0 for never.
-	Wake() clock.Mono
+	Wake(now clock.Mono) clock.Mono
 	// Poke is called at or after the time that Wake returned.
 	Poke(now clock.Mono)
 	// Collect steps the machine's effects into the turn.
@@ -87,6 +87,8 @@ type Options struct {
 	Transport transport.Transport
 	Mailbox   int         // items; default 65,536
 	Fatal     func(error) // the log store failed: the node must stop (S6)
+	// Dropped is told of an item whose range is not here.
+	Dropped func(base.RangeID, any)
 }
 
 // Worker owns replicas and runs their turns.
@@ -179,6 +181,8 @@ func (w *Worker) Turn() bool {
 		} else if r, ok := w.residents[m.rng]; ok {
 			r.Deliver(now, m.item)
 			w.activate(r)
+		} else if w.opts.Dropped != nil {
+			w.opts.Dropped(m.rng, m.item)
 		}
 	}
 	w.tickAndPoke(now)
@@ -206,7 +210,7 @@ func (w *Worker) tickAndPoke(now clock.Mono) {
 			r.Tick(now)
 			w.activate(r)
 		}
-		if at := r.Wake(); at != 0 && at <= now {
+		if at := r.Wake(now); at != 0 && at <= now {
 			r.Poke(now)
 			w.activate(r)
 		}
@@ -241,10 +245,10 @@ func (w *Worker) finish(now clock.Mono) bool {
 }
 
 // NextWake returns when the next turn is due if no mail comes.
-func (w *Worker) NextWake() clock.Mono {
+func (w *Worker) NextWake(now clock.Mono) clock.Mono {
 	at := w.nextTick
 	for _, id := range w.order {
-		if t := w.residents[id].Wake(); t != 0 && t < at {
+		if t := w.residents[id].Wake(now); t != 0 && t < at {
 			at = t
 		}
 	}
@@ -270,7 +274,8 @@ func (w *Worker) Run() {
 			w.stopAll()
 			return
 		}
-		timer.Reset(max(0, w.NextWake().Sub(w.opts.Clock.Mono())))
+		now := w.opts.Clock.Mono()
+		timer.Reset(max(0, w.NextWake(now).Sub(now)))
 		select {
 		case <-w.box.signal:
 		case <-timer.C:

@@ -108,9 +108,9 @@ func (r *Replica) answer(a answer) {
 }
 
 // applied follows what became visible.
-func (r *Replica) applied(clock.Mono) {
+func (r *Replica) applied(now clock.Mono) {
 	if r.oracle != nil {
-		r.oracle.bound(r)
+		r.oracle.bound(r, now)
 	}
 	if r.events == nil {
 		r.firing.acks = nil

@@ -167,7 +167,8 @@ func (r *Replica) session(now clock.Mono, c *SessionCall) {
 	case wire.MethodSessionOpen:
 		c.Done(r.openSession(now, id, c.Body))
 	case wire.MethodSessionCredit:
-		m, err := wire.DecodeSessionCredit(c.Body)
+		var m wire.SessionCredit
+		err := m.Decode(c.Body)
 		if err == nil {
 			r.events.Credit(now, id, m.Granted)
 		}
@@ -181,7 +182,8 @@ func (r *Replica) session(now clock.Mono, c *SessionCall) {
 }
 
 func (r *Replica) openSession(now clock.Mono, id dispatch.SessionID, body []byte) error {
-	m, err := wire.DecodeSessionOpen(body)
+	var m wire.SessionOpen
+	err := m.Decode(body)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,8 @@ type ClockSample struct {
 // oracleRole runs the oracle while the system range's replica is the orderer.
 type oracleRole struct {
 	oracle  *oracle.Oracle
-	started bool
+	leading bool
+	status  *oracle.Status  // as of the last tick
 	waiting []*StampRequest // the quorum's word that this is the orderer is missing
 	shown   base.Timestamp  // the last bound told to the oracle
 }
@@ -40,24 +41,26 @@ func (o *oracleRole) lead(r *Replica, now clock.Mono) {
 		}
 	}
 	o.oracle.Lead(r.status.Term, r.opts.Node, voters, now)
+	o.leading = true
+	o.step(r, now)
 }
 
 func (o *oracleRole) ready(r *Replica, now clock.Mono) {
-	o.started, o.shown = true, r.state.Bound
+	o.shown = r.state.Bound
 	o.oracle.Ready(r.state.Bound, now)
 	o.step(r, now)
 }
 
-func (o *oracleRole) bound(r *Replica) {
-	if o.started && r.state.Bound > o.shown {
+func (o *oracleRole) bound(r *Replica, now clock.Mono) {
+	if r.serving && r.state.Bound > o.shown {
 		o.shown = r.state.Bound
-		o.oracle.BoundApplied(r.state.Bound)
+		o.oracle.BoundApplied(r.state.Bound, now)
 	}
 }
 
 func (o *oracleRole) stepDown(why error) {
 	o.oracle.StepDown()
-	o.started = false
+	o.leading = false
 	for _, q := range o.waiting {
 		q.Done(0, why)
 	}
@@ -92,21 +95,21 @@ func (o *oracleRole) step(r *Replica, now clock.Mono) {
 	}
 }
 
-func (r *Replica) oracleWake() clock.Mono {
-	if r.oracle == nil || !r.oracle.started {
+func (r *Replica) oracleWake(now clock.Mono) clock.Mono {
+	if r.oracle == nil || !r.oracle.leading {
 		return 0
 	}
-	return r.oracle.oracle.NextWake()
+	return r.oracle.oracle.NextWake(now)
 }
 
 func (r *Replica) oraclePoke(now clock.Mono) {
-	if at := r.oracleWake(); at != 0 && at <= now {
+	if at := r.oracleWake(now); at != 0 && at <= now {
 		r.oracle.step(r, now)
 	}
 }
 
 func (r *Replica) clockSample(now clock.Mono, s ClockSample) {
-	if r.oracle != nil && r.oracle.started {
+	if r.oracle != nil && r.oracle.leading {
 		r.oracle.oracle.Sampled(s.Node, s.WallMS, now)
 		r.oracle.step(r, now)
 	}

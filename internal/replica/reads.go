@@ -12,7 +12,9 @@ type Barrier struct {
 	// At is the read's timestamp; 0 asks for a fresh one.
 	At base.Timestamp
 	// Newest asks for no timestamp: the read takes the newest versions of one range.
-	Newest   bool
+	Newest bool
+	// Apply asks to be answered only when this replica has applied up to the mark.
+	Apply    bool
 	Deadline clock.Mono // 0 means none
 	// Done is called once, on the worker; it must not block.
 	Done func(BarrierReply, error)
@@ -82,7 +84,7 @@ func (r *Replica) promise(now clock.Mono, b *Barrier) {
 // confirm answers once it is sure that this replica was the orderer after the promise.
 func (r *Replica) confirm(now clock.Mono, b *Barrier) {
 	if r.machine.HasLease(now) {
-		b.Done(b.reply, nil)
+		r.allow(b)
 		return
 	}
 	if len(r.reads.unconfirmed) == 0 || r.reads.unconfirmed[len(r.reads.unconfirmed)-1].since != now {
@@ -105,7 +107,7 @@ func (r *Replica) answerReads(now clock.Mono) {
 		keep := r.reads.unconfirmed[:0]
 		for _, b := range r.reads.unconfirmed {
 			if lease || r.machine.ConfirmedSince(b.since) {
-				b.Done(b.reply, nil)
+				r.allow(b)
 			} else {
 				keep = append(keep, b)
 			}
@@ -114,6 +116,17 @@ func (r *Replica) answerReads(now clock.Mono) {
 		r.reads.unconfirmed = keep
 	}
 	r.answerWaits()
+}
+
+// allow answers a confirmed barrier, after the entries below it if it asked for that.
+func (r *Replica) allow(b *Barrier) {
+	if !b.Apply || r.state.Applied.Index >= b.reply.Mark.Index {
+		b.Done(b.reply, nil)
+		return
+	}
+	r.reads.waits = append(r.reads.waits, &Wait{Mark: b.reply.Mark, Deadline: b.Deadline, Done: func(err error) {
+		b.Done(b.reply, err)
+	}})
 }
 
 func (r *Replica) wait(w *Wait) {

@@ -180,8 +180,7 @@ func (r *Replica) publish() {
 		v.Sessions = r.events.Sessions()
 	}
 	if r.oracle != nil && r.status.Orderer {
-		st := r.oracle.oracle.Status()
-		v.Oracle = &st
+		v.Oracle = r.oracle.status
 	}
 	r.visible.Store(v)
 }
@@ -250,14 +249,18 @@ func (r *Replica) Tick(now clock.Mono) {
 	if r.events != nil {
 		r.events.Expire(now, r.emit)
 	}
+	if r.oracle != nil {
+		st := r.oracle.oracle.Status(now)
+		r.oracle.status = &st
+	}
 	if r.ticks%8 == 0 {
 		r.considerTruncation()
 	}
 }
 
 // Wake implements host.Resident.
-func (r *Replica) Wake() clock.Mono {
-	return earliest(r.firingWake(), r.asks.retryWake(), r.oracleWake())
+func (r *Replica) Wake(now clock.Mono) clock.Mono {
+	return earliest(r.firingWake(), r.asks.retryWake(), r.oracleWake(now))
 }
 
 func earliest(times ...clock.Mono) clock.Mono {

@@ -26,8 +26,8 @@ type SnapshotSent struct {
 
 // snapshots tracks the snapshot under way in either direction.
 type snapshots struct {
-	sending  bool
-	arrived  *SnapshotArrived
+	sending bool
+	arrived *SnapshotArrived
 }
 
 func (s *snapshots) drop() {

@@ -161,4 +161,3 @@ func (b *askBook) expire(now clock.Mono, r *Replica) {
 		a.writes = keep
 	}
 }
-

@@ -144,15 +144,15 @@ func (q *writeQueue) failQueued(why error) {
 	early, unstamped := q.early, q.unstamped
 	q.early, q.unstamped, q.behind = nil, nil, 0
 	for _, item := range early {
-		refuse(item, why)
+		Refuse(item, why)
 	}
 	for _, p := range unstamped {
 		p.Done(command.Result{}, why)
 	}
 }
 
-// refuse answers an item that nothing was done for.
-func refuse(item any, why error) {
+// Refuse answers an item that nothing was done for.
+func Refuse(item any, why error) {
 	switch m := item.(type) {
 	case *Proposal:
 		m.Done(command.Result{}, why)
@@ -160,8 +160,14 @@ func refuse(item any, why error) {
 		m.Done(BarrierReply{}, why)
 	case *StampRequest:
 		m.Done(0, why)
-	case *SessionCall:
+	case *Wait:
 		m.Done(why)
+	case *SnapshotArrived:
+		m.Files.Abort()
+	case *SessionCall:
+		if m.Done != nil {
+			m.Done(why)
+		}
 	}
 }
 
@@ -196,7 +202,7 @@ func (q *writeQueue) expire(now clock.Mono, r *Replica) {
 	early := q.early[:0]
 	for _, item := range q.early {
 		if deadline := deadlineOf(item); expired(deadline, now) {
-			refuse(item, fault.New(fault.Deadline, "range %d has a new leader that is not ready yet", r.id).OnRange(r.id))
+			Refuse(item, fault.New(fault.Deadline, "range %d has a new leader that is not ready yet", r.id).OnRange(r.id))
 			continue
 		}
 		early = append(early, item)

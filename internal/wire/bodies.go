@@ -15,16 +15,20 @@ type Body interface {
 
 // Barrier asks a range's orderer up to where to apply before a read (K4).
 type Barrier struct {
-	At base.Timestamp // of the read; 0: issue a fresh one
+	At     base.Timestamp // of the read; 0: issue a fresh one
+	Newest bool           // no timestamp: the newest versions of this one range
 }
 
 // Append implements Body.
-func (x *Barrier) Append(b []byte) []byte { return appendUvarint(b, uint64(x.At)) }
+func (x *Barrier) Append(b []byte) []byte {
+	return appendBool(appendUvarint(b, uint64(x.At)), x.Newest)
+}
 
 // Decode implements Body.
 func (x *Barrier) Decode(b []byte) error {
 	d := decoder{b: b}
 	x.At = base.Timestamp(d.uvarint())
+	x.Newest = d.bool()
 	return d.end()
 }
 

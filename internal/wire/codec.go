@@ -149,9 +149,8 @@ func decodeList[T any](d *decoder, size int, one func(*decoder, *T)) []T {
 	}
 	list := make([]T, 0, min(n, preallocated))
 	for ; n > 0 && d.err == nil; n-- {
-		var t T
-		one(d, &t)
-		list = append(list, t)
+		list = append(list, *new(T))
+		one(d, &list[len(list)-1])
 	}
 	return list
 }

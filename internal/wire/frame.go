@@ -78,6 +78,7 @@ func AppendMessage(b []byte, m *Message) []byte {
 		b = append(b, tagCall, byte(c.Method))
 		b = appendUvarint(b, c.ID)
 		b = appendUvarint(b, uint64(c.Range))
+		b = appendUvarint(b, uint64(c.TimeoutMS))
 		return appendBytes(b, c.Body)
 	case m.Reply != nil:
 		r := m.Reply
@@ -98,6 +99,7 @@ func decodeMessage(d *decoder) Message {
 		c := &Call{Method: Method(d.byte())}
 		c.ID = d.uvarint()
 		c.Range = base.RangeID(d.uvarint())
+		c.TimeoutMS = d.uint32()
 		c.Body = d.bytes()
 		return Message{Call: c}
 	case tagReply:

@@ -7,8 +7,10 @@ import (
 
 // ReadRequest reads one range, all at one timestamp.
 type ReadRequest struct {
-	At    base.Timestamp // 0: a fresh one
-	Reads []Read
+	At     base.Timestamp // 0: a fresh one, unless Newest or Local
+	Newest bool           // linearizable, the newest versions of this one range
+	Local  bool           // whatever the replica has applied
+	Reads  []Read
 }
 
 // Read is one range read. Span is of logical keys.
@@ -28,6 +30,7 @@ type ReadReply struct {
 // Append implements Body.
 func (x *ReadRequest) Append(b []byte) []byte {
 	b = appendUvarint(b, uint64(x.At))
+	b = appendBool(appendBool(b, x.Newest), x.Local)
 	return appendList(b, x.Reads, func(b []byte, r *Read) []byte {
 		return appendRangeOptions(appendSpan(b, &r.Span), &r.Options)
 	})
@@ -37,6 +40,8 @@ func (x *ReadRequest) Append(b []byte) []byte {
 func (x *ReadRequest) Decode(b []byte) error {
 	d := decoder{b: b}
 	x.At = base.Timestamp(d.uvarint())
+	x.Newest = d.bool()
+	x.Local = d.bool()
 	x.Reads = decodeList(&d, 3, func(d *decoder, r *Read) {
 		r.Span = decodeSpan(d)
 		decodeRangeOptions(d, &r.Options)

@@ -7,49 +7,54 @@ import (
 )
 
 // SessionOpen opens a hand-out session at a range's orderer (E7). The range is the
-// Call's, the session its id, the gateway its sender.
+// Call's, the gateway its sender. The Call is answered; open sessions are refreshed by it.
 type SessionOpen struct {
+	Session    uint64 // chosen by the gateway, unique there
 	Topic      base.TopicID
 	Partitions []base.Partition
 	Group      base.GroupID
-	Credits    uint32 // how many events may be in flight
+	Granted    uint64 // how many events may be handed out, from the session's beginning on
 }
 
 // Append implements Body.
 func (x *SessionOpen) Append(b []byte) []byte {
+	b = appendUvarint(b, x.Session)
 	b = appendUvarint(b, uint64(x.Topic))
 	b = appendIDs(b, x.Partitions)
 	b = appendUvarint(b, uint64(x.Group))
-	return appendUvarint(b, uint64(x.Credits))
+	return appendUvarint(b, x.Granted)
 }
 
 // Decode implements Body.
 func (x *SessionOpen) Decode(b []byte) error {
 	d := decoder{b: b}
+	x.Session = d.uvarint()
 	x.Topic = base.TopicID(d.uvarint())
 	x.Partitions = decodeList(&d, 1, func(d *decoder, p *base.Partition) { *p = base.Partition(d.uint32()) })
 	x.Group = base.GroupID(d.uvarint())
-	x.Credits = d.uint32()
+	x.Granted = d.uvarint()
 	return d.end()
 }
 
-// SessionCredit lets more events of a session be in flight.
+// SessionCredit lets more events of a session be handed out. Granted counts from the
+// session's beginning, so that a lost or repeated message does no harm.
 type SessionCredit struct {
-	Credits uint32 // added to what the session has
+	Granted uint64
 }
 
 // Append implements Body.
-func (x *SessionCredit) Append(b []byte) []byte { return appendUvarint(b, uint64(x.Credits)) }
+func (x *SessionCredit) Append(b []byte) []byte { return appendUvarint(b, x.Granted) }
 
 // Decode implements Body.
 func (x *SessionCredit) Decode(b []byte) error {
 	d := decoder{b: b}
-	x.Credits = d.uint32()
+	x.Granted = d.uvarint()
 	return d.end()
 }
 
 // SessionEvents hands out events.
 type SessionEvents struct {
+	First      uint64 // the first delivery's running number in the session, to see a gap
 	Deliveries []Delivery
 }
 
@@ -62,7 +67,7 @@ type Delivery struct {
 
 // Append implements Body.
 func (x *SessionEvents) Append(b []byte) []byte {
-	return appendList(b, x.Deliveries, func(b []byte, d *Delivery) []byte {
+	return appendList(appendUvarint(b, x.First), x.Deliveries, func(b []byte, d *Delivery) []byte {
 		b = appendUvarint(b, uint64(d.Partition.Topic))
 		b = appendUvarint(b, uint64(d.Partition.Partition))
 		b = appendUvarint(b, uint64(d.Attempt))
@@ -73,6 +78,7 @@ func (x *SessionEvents) Append(b []byte) []byte {
 // Decode implements Body.
 func (x *SessionEvents) Decode(b []byte) error {
 	d := decoder{b: b}
+	x.First = d.uvarint()
 	x.Deliveries = decodeList(&d, 12, func(d *decoder, y *Delivery) {
 		y.Partition.Topic = base.TopicID(d.uvarint())
 		y.Partition.Partition = base.Partition(d.uint32())

@@ -21,6 +21,8 @@ type Call struct {
 	Method Method
 	Range  base.RangeID // 0 if the method is not about one range
 	Body   []byte       // by method
+	// TimeoutMS is how long, from receipt, the caller goes on waiting; 0: no limit.
+	TimeoutMS uint32
 }
 
 // Reply answers a Call.

@@ -1,0 +1,167 @@
+package store
+
+import (
+	"container/heap"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/transport"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// Done takes the answer to a call, once. It must not block.
+type Done func(body []byte, err error)
+
+// callBook keeps the calls to other nodes that are under way.
+type callBook struct {
+	store *Store
+	mu    sync.Mutex
+	last  uint64
+	calls map[uint64]*pendingCall
+	due   callHeap
+	stop  chan struct{}
+	once  sync.Once
+}
+
+type pendingCall struct {
+	id       uint64
+	to       base.NodeID
+	method   wire.Method
+	deadline clock.Mono
+	done     Done
+}
+
+// callGrace is how much longer than the callee the caller waits, so that the callee's
+// more telling error wins.
+const callGrace = 200 * time.Millisecond
+
+func newCallBook(s *Store) *callBook {
+	return &callBook{store: s, calls: make(map[uint64]*pendingCall), stop: make(chan struct{})}
+}
+
+// Call asks a node, this one included, and gives the answer to done.
+func (s *Store) Call(to base.NodeID, m wire.Method, r base.RangeID, body []byte, timeout time.Duration, done Done) {
+	call := &wire.Call{Method: m, Range: r, Body: body, TimeoutMS: uint32(max(1, timeout.Milliseconds()))}
+	if to == s.opts.Node {
+		s.handle(to, call, done)
+		return
+	}
+	b := s.calls
+	deadline := s.opts.Clock.Mono().Add(timeout + callGrace)
+	b.mu.Lock()
+	b.last++
+	call.ID = b.last
+	p := &pendingCall{id: call.ID, to: to, method: m, deadline: deadline, done: done}
+	b.calls[p.id] = p
+	heap.Push(&b.due, p)
+	b.mu.Unlock()
+	if !s.opts.Transport.Send(to, transport.ClassCalls, wire.Message{Call: call}) && b.take(p.id) != nil {
+		done(nil, fault.New(fault.Unavailable, "node %d cannot be reached, or too much is queued for it", to))
+	}
+}
+
+func (b *callBook) take(id uint64) *pendingCall {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.calls[id]
+	delete(b.calls, id)
+	return p
+}
+
+func (b *callBook) reply(m *wire.Reply) {
+	p := b.take(m.ID)
+	if p == nil {
+		return // answered too late
+	}
+	if m.Fault != nil {
+		p.done(m.Body, m.Fault)
+		return
+	}
+	p.done(m.Body, nil)
+}
+
+// lost is the error of a call that was sent and got no answer.
+func (p *pendingCall) lost(why string) *fault.Error {
+	if p.method == wire.MethodPropose {
+		return fault.New(fault.UnknownOutcome, "node %d %s; the write may or may not take effect", p.to, why).
+			WithRemedy("read the key back before trying again")
+	}
+	return fault.New(fault.Unavailable, "node %d %s", p.to, why)
+}
+
+func (b *callBook) expire(now clock.Mono) {
+	var late []*pendingCall
+	b.mu.Lock()
+	for len(b.due) > 0 && b.due[0].deadline <= now {
+		p := heap.Pop(&b.due).(*pendingCall)
+		if b.calls[p.id] == p {
+			delete(b.calls, p.id)
+			late = append(late, p)
+		}
+	}
+	b.mu.Unlock()
+	for _, p := range late {
+		p.done(nil, p.lost("did not answer in time"))
+	}
+}
+
+// PeerLost tells that the connection to a node broke: calls to it get no answer.
+func (s *Store) PeerLost(n base.NodeID) {
+	b := s.calls
+	var lost []*pendingCall
+	b.mu.Lock()
+	for id, p := range b.calls {
+		if p.to == n {
+			delete(b.calls, id)
+			lost = append(lost, p)
+		}
+	}
+	b.mu.Unlock()
+	slices.SortFunc(lost, func(a, b *pendingCall) int { return int(a.id) - int(b.id) })
+	for _, p := range lost {
+		p.done(nil, p.lost("went away"))
+	}
+}
+
+func (b *callBook) run() {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-b.stop:
+			return
+		case <-t.C:
+			b.expire(b.store.opts.Clock.Mono())
+		}
+	}
+}
+
+func (b *callBook) close() {
+	b.once.Do(func() { close(b.stop) })
+	b.expire(clock.Mono(1<<63 - 1))
+}
+
+// callHeap orders calls by deadline, then id.
+type callHeap []*pendingCall
+
+func (h callHeap) Len() int { return len(h) }
+func (h callHeap) Less(i, j int) bool {
+	if h[i].deadline != h[j].deadline {
+		return h[i].deadline < h[j].deadline
+	}
+	return h[i].id < h[j].id
+}
+func (h callHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *callHeap) Push(x any)   { *h = append(*h, x.(*pendingCall)) }
+func (h *callHeap) Pop() any {
+	old := *h
+	n := len(old) - 1
+	p := old[n]
+	old[n] = nil
+	*h = old[:n]
+	return p
+}

@@ -1,0 +1,46 @@
+package store
+
+import (
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// ReadLocal evaluates reads on the local replica, at a timestamp that a barrier allowed
+// and up to which it has applied; at 0 it reads the newest versions. It runs on the
+// caller's goroutine: versions at or below at do not change any more.
+func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) (wire.ReadReply, error) {
+	v := s.Replica(r)
+	if v == nil {
+		return wire.ReadReply{}, rangeNotFound(r)
+	}
+	reply := wire.ReadReply{At: at, Horizon: v.Horizon, Results: make([]mvcc.RangeResult, len(reads))}
+	if at == 0 {
+		reply.At = v.LastStamp
+	}
+	for i := range reads {
+		if !v.Descriptor.Span.Contains(reads[i].Span) {
+			return reply, fault.New(fault.WrongRange, "range %d does not own all the keys asked for", r).OnRange(r)
+		}
+		o := reads[i].Options
+		if o.At == 0 {
+			o.At = at
+		}
+		if o.At != 0 && o.At < v.Horizon {
+			return reply, Compacted(o.At, v.Horizon)
+		}
+		res, err := mvcc.Range(s.opts.Engine, reads[i].Span, o)
+		if err != nil {
+			return reply, err
+		}
+		reply.Results[i] = res
+	}
+	return reply, nil
+}
+
+// Compacted is the error of a read below the history horizon.
+func Compacted(at, horizon base.Timestamp) *fault.Error {
+	return fault.New(fault.Compacted, "revision %d is below the history horizon %d", at, horizon).
+		WithRemedy("read at a later revision")
+}

@@ -1,0 +1,244 @@
+// Package store is a node's set of replicas: it brings them back after a start, creates
+// and destroys them, carries messages between them and other nodes, and keeps what they
+// share: calls under way, timestamps on order, snapshots in transit, hand-out sessions.
+// It refuses to know how requests are routed to ranges and what clients speak.
+package store
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/dispatch"
+	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/host"
+	"github.com/almanacdb/almanac/internal/logstore"
+	"github.com/almanacdb/almanac/internal/oracle"
+	"github.com/almanacdb/almanac/internal/replica"
+	"github.com/almanacdb/almanac/internal/statestore"
+	"github.com/almanacdb/almanac/internal/transport"
+)
+
+// Options configure a Store. Tick, ElectionTicks and HeartbeatTicks must be the same
+// on every node of a cluster.
+type Options struct {
+	Node           base.NodeID
+	Clock          clock.Clock
+	Tick           time.Duration // default 100 ms
+	ElectionTicks  int           // default 10
+	HeartbeatTicks int           // default 2
+	Workers        int           // default 2
+	Log            *logstore.Store
+	Engine         engine.Engine // of the state store
+	Transport      transport.Transport
+	Oracle         oracle.Options
+	Dispatch       dispatch.Options
+	KeepEntries    uint64 // see replica.Options
+	Logger         *slog.Logger
+	// SystemNodes returns where the system range's replicas were last known to be.
+	SystemNodes func() []base.NodeID
+	// Background runs work that may block off the caller's goroutine; the default
+	// starts a goroutine, a simulator runs it in place.
+	Background func(func())
+	// Calls takes calls of methods that the store does not know; false if it does not
+	// know them either. It must not block.
+	Calls Handler
+	// Fatal is called when the node can't go on: it must stop (S6).
+	Fatal func(error)
+}
+
+// ElectionTimeout is the least time without a leader's word before an election.
+func (o *Options) ElectionTimeout() time.Duration {
+	return time.Duration(o.ElectionTicks) * o.Tick
+}
+
+func (o *Options) setDefaults() {
+	if o.Tick == 0 {
+		o.Tick = 100 * time.Millisecond
+	}
+	if o.ElectionTicks == 0 {
+		o.ElectionTicks = 10
+	}
+	if o.HeartbeatTicks == 0 {
+		o.HeartbeatTicks = 2
+	}
+	if o.Workers == 0 {
+		o.Workers = 2
+	}
+	if o.Background == nil {
+		o.Background = func(f func()) { go f() }
+	}
+	if o.SystemNodes == nil {
+		o.SystemNodes = func() []base.NodeID { return nil }
+	}
+	if o.Oracle.Election == 0 {
+		o.Oracle.Election = o.ElectionTimeout()
+	}
+}
+
+// Store is a node's set of replicas. Safe for concurrent use.
+type Store struct {
+	opts     Options
+	state    *statestore.Store
+	workers  []*host.Worker
+	calls    *callBook
+	stamps   stampBook
+	sessions sessionBook
+	incoming incomingBook
+
+	mu       sync.RWMutex
+	replicas map[base.RangeID]*replica.Replica
+	changing map[base.RangeID]bool // being created or destroyed
+	closed   bool
+}
+
+// Open brings back every replica that the node holds. Nothing runs before Start.
+func Open(o Options) (*Store, error) {
+	o.setDefaults()
+	if err := o.Oracle.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts:     o,
+		state:    statestore.New(o.Engine),
+		replicas: make(map[base.RangeID]*replica.Replica),
+		changing: make(map[base.RangeID]bool),
+	}
+	s.calls = newCallBook(s)
+	s.stamps.store = s
+	s.sessions.open = make(map[uint64]SessionSink)
+	s.incoming.ranges = make(map[base.RangeID]*incoming)
+	for range o.Workers {
+		s.workers = append(s.workers, host.NewWorker(host.Options{
+			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Transport: o.Transport,
+			Fatal: o.Fatal, Dropped: s.dropped,
+		}))
+	}
+	return s, s.recover()
+}
+
+// Start runs the workers on goroutines of their own, and a timer for calls that get no
+// answer. A simulator calls Workers and Expire instead.
+func (s *Store) Start() {
+	for _, w := range s.workers {
+		go w.Run()
+	}
+	go s.calls.run()
+}
+
+// Workers returns the workers, for a simulator that runs their turns.
+func (s *Store) Workers() []*host.Worker { return s.workers }
+
+// Expire answers calls whose time ran out, for a simulator.
+func (s *Store) Expire() { s.calls.expire(s.opts.Clock.Mono()) }
+
+// Close stops the workers after the turns under way, and makes what they applied
+// durable.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	for _, w := range s.workers {
+		w.Close()
+	}
+	s.calls.close()
+	return s.opts.Engine.Flush()
+}
+
+// Node returns the node's id.
+func (s *Store) Node() base.NodeID { return s.opts.Node }
+
+// Clock returns the node's clock.
+func (s *Store) Clock() clock.Clock { return s.opts.Clock }
+
+// Engine returns the state store's engine, for reads.
+func (s *Store) Engine() engine.Engine { return s.opts.Engine }
+
+func (s *Store) worker(r base.RangeID) *host.Worker {
+	return s.workers[uint64(r)%uint64(len(s.workers))]
+}
+
+// Post hands an item to a range's replica.
+func (s *Store) Post(r base.RangeID, item any) error {
+	s.mu.RLock()
+	_, ok := s.replicas[r]
+	s.mu.RUnlock()
+	if !ok {
+		return rangeNotFound(r)
+	}
+	if !s.worker(r).Post(r, item) {
+		return fault.New(fault.Busy, "range %d has too many messages waiting", r).OnRange(r).
+			WithRemedy("slow down and try again")
+	}
+	return nil
+}
+
+func rangeNotFound(r base.RangeID) *fault.Error {
+	return fault.New(fault.RangeNotFound, "this node holds no replica of range %d", r).OnRange(r)
+}
+
+// dropped answers an item that found no replica.
+func (s *Store) dropped(r base.RangeID, item any) { replica.Refuse(item, rangeNotFound(r)) }
+
+// Replica returns what is known of a range's replica here; nil if there is none.
+func (s *Store) Replica(r base.RangeID) *replica.Visible {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if rep := s.replicas[r]; rep != nil {
+		return rep.Visible()
+	}
+	return nil
+}
+
+// Replicas returns what is known of all replicas here, by range id.
+func (s *Store) Replicas() []*replica.Visible {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := make([]*replica.Visible, 0, len(s.replicas))
+	for _, rep := range s.replicas {
+		list = append(list, rep.Visible())
+	}
+	slices.SortFunc(list, func(a, b *replica.Visible) int {
+		return int(a.Descriptor.Range) - int(b.Descriptor.Range)
+	})
+	return list
+}
+
+// Fatal implements replica.Env.
+func (s *Store) Fatal(err error) { s.opts.Fatal(err) }
+
+// DurableApplied implements replica.Env.
+func (s *Store) DurableApplied(r base.RangeID) (uint64, error) {
+	mark, ok, err := s.state.DurableApplied(r)
+	if err != nil || !ok {
+		return 0, err
+	}
+	return mark.Index, nil
+}
+
+// HandOver asks every range that this node orders to be taken over by another replica,
+// as a node does before it stops.
+func (s *Store) HandOver() {
+	for _, v := range s.Replicas() {
+		if !v.Orderer {
+			continue
+		}
+		for _, rep := range v.Descriptor.Replicas {
+			if rep.Node != s.opts.Node && rep.Role == base.RoleVoter {
+				_ = s.Post(v.Descriptor.Range, replica.Transfer{To: rep.Replica})
+				break
+			}
+		}
+	}
+}
+
+func (s *Store) String() string { return fmt.Sprintf("store of node %d", s.opts.Node) }
