@@ -17,12 +17,27 @@ const (
 	ClassReplication Class = iota // replication messages
 	ClassCalls                    // calls and replies, hand-out sessions
 	ClassBulk                     // snapshot files
+	classes
 )
+
+// String returns the class's name, for logs and metrics.
+func (c Class) String() string {
+	switch c {
+	case ClassReplication:
+		return "replication"
+	case ClassCalls:
+		return "calls"
+	case ClassBulk:
+		return "bulk"
+	}
+	return "unknown"
+}
 
 // Transport sends messages to other nodes.
 type Transport interface {
 	// Send queues messages for a node in order and returns at once. False means that
-	// they were dropped, all of them: unknown node, or its queue is full. True
+	// they were dropped, all of them: the node is unknown, unreachable or this one, a
+	// message is above MaxMessage, or the queue is full. True
 	// promises nothing: a message may be lost, and none arrives twice over gRPC. The
 	// messages and all they point to must not be changed afterwards.
 	Send(to base.NodeID, class Class, msgs ...wire.Message) bool

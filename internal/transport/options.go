@@ -1,0 +1,176 @@
+package transport
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// MaxMessage is the size in bytes (wire.Size) up to which Send takes a message.
+	MaxMessage = 30 << 20
+
+	maxFrame      = 32 << 20  // on receipt
+	coalesce      = 256 << 10 // messages are gathered into frames of about this size
+	dialTimeout   = 5 * time.Second
+	backoffMin    = 50 * time.Millisecond
+	backoffMax    = 2 * time.Second
+	backoffRefuse = 30 * time.Second // after a refusal that time alone does not heal
+)
+
+// Bounds bound a queue. What one Send brings is taken whatever its size if the queue is
+// empty.
+type Bounds struct {
+	Bytes int // by wire.Size
+	Count int // messages
+}
+
+// Options configure a GRPC.
+type Options struct {
+	Self    base.NodeID
+	Cluster base.ClusterID
+	// Resolve returns a node's peer address, host:port; it is asked before every dial,
+	// from several goroutines, and must not block.
+	Resolve func(base.NodeID) (addr string, ok bool)
+	Handler Handler
+	// Queues bounds what waits for each peer, by class; zero fields take defaults.
+	Queues      [classes]Bounds
+	Logger      *slog.Logger                     // default: discard
+	Listener    Listener                         // may be empty
+	Credentials credentials.TransportCredentials // default: no TLS
+	// Dial opens connections; default: TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Rand returns a number in [0, 1) for the jitter of backoff; default: math/rand.
+	Rand func() float64
+}
+
+// Listener is told what happens to connections. Each field may be nil. None may block.
+type Listener struct {
+	Connected    func(to base.NodeID, class Class)
+	Disconnected func(to base.NodeID, class Class, err error)
+	// Dropped reports messages that did not leave: the queue was full, or the peer
+	// could not be reached.
+	Dropped  func(to base.NodeID, class Class, messages int)
+	Sent     func(to base.NodeID, class Class, messages, bytes int)
+	Received func(from base.NodeID, class Class, messages, bytes int)
+}
+
+var defaultBounds = [classes]Bounds{
+	ClassReplication: {Bytes: 64 << 20, Count: 1 << 16},
+	ClassCalls:       {Bytes: 32 << 20, Count: 1 << 16},
+	ClassBulk:        {Bytes: 32 << 20, Count: 1 << 10},
+}
+
+// withDefaults checks o and fills in what is left out.
+func (o Options) withDefaults() (Options, error) {
+	if o.Self == 0 || o.Cluster.IsZero() {
+		return o, fault.New(fault.Invalid, "a transport needs its node's and its cluster's id")
+	}
+	if o.Resolve == nil || o.Handler == nil {
+		return o, fault.New(fault.Invalid, "a transport needs a resolver and a handler")
+	}
+	for class := range o.Queues {
+		q := &o.Queues[class]
+		if q.Bytes < 0 || q.Count < 0 {
+			return o, fault.New(fault.Invalid, "the bounds of a transport's queues are negative")
+		}
+		if q.Bytes == 0 {
+			q.Bytes = defaultBounds[class].Bytes
+		}
+		if q.Count == 0 {
+			q.Count = defaultBounds[class].Count
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Credentials == nil {
+		o.Credentials = insecure.NewCredentials()
+	}
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		}
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Float64
+	}
+	o.Listener.fill()
+	return o, nil
+}
+
+// fill lets callers skip the nil checks.
+func (l *Listener) fill() {
+	if l.Connected == nil {
+		l.Connected = func(base.NodeID, Class) {}
+	}
+	if l.Disconnected == nil {
+		l.Disconnected = func(base.NodeID, Class, error) {}
+	}
+	if l.Dropped == nil {
+		l.Dropped = func(base.NodeID, Class, int) {}
+	}
+	if l.Sent == nil {
+		l.Sent = func(base.NodeID, Class, int, int) {}
+	}
+	if l.Received == nil {
+		l.Received = func(base.NodeID, Class, int, int) {}
+	}
+}
+
+// ServerOptions are the options of a grpc.Server that is dedicated to peers. Windows
+// are fixed and large enough for snapshots to fill a link with 20 ms of delay at
+// 200 MB/s; each stream has a connection of its own.
+func ServerOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	return []grpc.ServerOption{
+		grpc.Creds(creds),
+		grpc.MaxConcurrentStreams(16),
+		grpc.ConnectionTimeout(dialTimeout),
+		grpc.MaxRecvMsgSize(maxFrame),
+		grpc.MaxSendMsgSize(maxFrame),
+		grpc.StaticStreamWindowSize(4 << 20),
+		grpc.StaticConnWindowSize(4 << 20),
+		grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+			MinTime: 5 * time.Second, PermitWithoutStream: true,
+		}),
+	}
+}
+
+// DialOptions are the options of a connection to a peer.
+func DialOptions(creds credentials.TransportCredentials) []grpc.DialOption {
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithNoProxy(),
+		grpc.WithDisableRetry(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithSharedWriteBuffer(true),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.DefaultConfig, MinConnectTimeout: dialTimeout,
+		}),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(frameCodec{}),
+			grpc.MaxCallRecvMsgSize(maxFrame),
+			grpc.MaxCallSendMsgSize(maxFrame),
+		),
+	}
+}
