@@ -1,0 +1,342 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+)
+
+// A frame takes calls until it has this many, or this many bytes.
+const (
+	frameCalls = 512
+	frameBytes = 1 << 20
+)
+
+// mux carries many calls on one stream. Callers encode their call straight into the
+// frame that waits to be sent, so that calls made while a frame is under way share the
+// next one, and nothing of the caller's is kept. A sender and a receiver goroutine live
+// as long as the stream.
+type mux struct {
+	stream grpc.ClientStream
+	cancel context.CancelFunc
+	wake   chan struct{} // one token: frames wait
+
+	mu      sync.Mutex
+	waiting []*frame
+	flying  map[uint64]*flight // by call id
+	lastID  uint64
+	sent    uint64 // frames handed to the stream; frames are numbered from 1
+	frames  uint64 // frames begun
+	err     *Error // why the stream is over; nil while it lives
+}
+
+// frame is an encoded StreamRequest.
+type frame struct {
+	bytes []byte
+	calls int
+}
+
+// flight is one call under way. The pool owns it outside of a call.
+type flight struct {
+	id    uint64
+	frame uint64
+	done  chan struct{} // one token: reply or err is set
+	reply *almanacv1.StreamReply
+	err   *Error
+}
+
+var flights = sync.Pool{New: func() any { return &flight{done: make(chan struct{}, 1)} }}
+
+var frames = sync.Pool{New: func() any { return new(frame) }}
+
+// openMux opens the shared stream; an error means that nothing was sent.
+func openMux(conn *grpc.ClientConn) (*mux, *Error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	desc := &almanacv1.KV_ServiceDesc.Streams[0]
+	stream, err := conn.NewStream(ctx, desc, almanacv1.KV_Stream_FullMethodName, grpc.ForceCodecV2(frameCodec{}))
+	if err != nil {
+		cancel()
+		e := fromStatus(err)
+		e.notSent = true
+		return nil, e
+	}
+	m := &mux{stream: stream, cancel: cancel, wake: make(chan struct{}, 1), flying: make(map[uint64]*flight)}
+	go m.send(ctx)
+	go m.receive()
+	return m, nil
+}
+
+// call sends one call and waits for its reply. The call is encoded before call returns;
+// its id and timeout are overwritten.
+func (m *mux) call(ctx context.Context, call *almanacv1.StreamCall) (*almanacv1.StreamReply, *Error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		call.TimeoutMs = max(1, time.Until(deadline).Milliseconds())
+	}
+	f := flights.Get().(*flight)
+	if err := m.enqueue(f, call); err != nil {
+		flights.Put(f)
+		return nil, err
+	}
+	var abandoned error
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		m.mu.Lock()
+		if m.flying[f.id] == f {
+			delete(m.flying, f.id)
+			abandoned = ctx.Err()
+		}
+		m.mu.Unlock()
+		if abandoned == nil {
+			<-f.done // settled in the meantime
+		}
+	}
+	reply, err := f.reply, f.err
+	f.reply, f.err = nil, nil
+	flights.Put(f)
+	if abandoned != nil {
+		return nil, fromContext(abandoned)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if e := reply.GetError(); e != nil {
+		return nil, fromProto(e)
+	}
+	return reply, nil
+}
+
+// enqueue encodes the call into the frame that waits to be sent.
+func (m *mux) enqueue(f *flight, call *almanacv1.StreamCall) *Error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		e := *m.err
+		e.notSent = true
+		return &e
+	}
+	m.lastID++
+	call.Id = m.lastID
+	size := proto.Size(call)
+
+	var into *frame
+	if n := len(m.waiting); n > 0 {
+		into = m.waiting[n-1]
+	}
+	if into == nil || into.calls >= frameCalls || len(into.bytes)+size > frameBytes {
+		into = frames.Get().(*frame)
+		m.waiting = append(m.waiting, into)
+		m.frames++
+	}
+	mark := len(into.bytes)
+	into.bytes = protowire.AppendTag(into.bytes, 1, protowire.BytesType) // StreamRequest.calls
+	into.bytes = protowire.AppendVarint(into.bytes, uint64(size))
+	encoded, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(into.bytes, call)
+	if err != nil {
+		into.bytes = into.bytes[:mark]
+		return &Error{Reason: ReasonInvalid, Message: "the request cannot be encoded: " + err.Error(), cause: err}
+	}
+	into.bytes = encoded
+	into.calls++
+	f.id, f.frame = call.Id, m.frames
+	m.flying[f.id] = f
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (m *mux) send(ctx context.Context) {
+	for {
+		select {
+		case <-m.wake:
+		case <-ctx.Done():
+			return
+		}
+		runtime.Gosched() // let callers that are about to call join the frame
+		for {
+			m.mu.Lock()
+			if len(m.waiting) == 0 || m.err != nil {
+				m.mu.Unlock()
+				break
+			}
+			f := m.waiting[0]
+			m.waiting[0] = nil
+			m.waiting = m.waiting[1:]
+			if len(m.waiting) == 0 {
+				m.waiting = nil
+			}
+			m.sent++
+			m.mu.Unlock()
+			if f.calls == 0 {
+				continue
+			}
+			if err := m.stream.SendMsg(f); err != nil {
+				if !errors.Is(err, io.EOF) { // the receiver learns why
+					m.fail(fromStatus(err))
+				}
+				return
+			}
+		}
+	}
+}
+
+func (m *mux) receive() {
+	for {
+		response := new(almanacv1.StreamResponse)
+		if err := m.stream.RecvMsg(response); err != nil {
+			e := fromStatus(err)
+			if errors.Is(err, io.EOF) {
+				e = &Error{Reason: ReasonUnavailable, Message: "the server ended the stream", cause: err}
+			}
+			m.fail(e)
+			return
+		}
+		m.mu.Lock()
+		for _, reply := range response.GetReplies() {
+			f := m.flying[reply.GetId()]
+			if f == nil {
+				continue // its caller went away
+			}
+			delete(m.flying, reply.GetId())
+			f.reply = reply
+			f.done <- struct{}{}
+		}
+		m.mu.Unlock()
+	}
+}
+
+// fail ends the stream. A call that was never handed to it says so; the outcome of the
+// others is unknown.
+func (m *mux) fail(e *Error) {
+	m.cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return
+	}
+	m.err = e
+	for id, f := range m.flying {
+		delete(m.flying, id)
+		c := *e
+		c.notSent = f.frame > m.sent
+		c.lost = !c.notSent
+		switch c.Reason {
+		case ReasonClosed, ReasonUnimplemented:
+		default: // what ended the stream says nothing about this one call
+			c.Reason = ReasonUnavailable
+		}
+		f.err = &c
+		f.done <- struct{}{}
+	}
+	m.waiting = nil
+}
+
+// broken says whether the stream is over.
+func (m *mux) broken() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err != nil
+}
+
+// call sends one KV call on the server's shared stream.
+func (s *server) call(ctx context.Context, call *almanacv1.StreamCall) (*almanacv1.StreamReply, *Error) {
+	m, err := s.sharedMux(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return m.call(ctx, call)
+}
+
+// sharedMux returns the shared stream, opened if need be.
+func (s *server) sharedMux(ctx context.Context) (*mux, *Error) {
+	s.mu.Lock()
+	m := s.mux
+	if m != nil && !m.broken() {
+		s.mu.Unlock()
+		return m, nil
+	}
+	s.mu.Unlock()
+	if err := s.connected(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mux != nil && !s.mux.broken() {
+		return s.mux, nil
+	}
+	m, err := openMux(s.conn)
+	if err == nil {
+		s.mux = m
+	}
+	return m, err
+}
+
+// connected waits until the connection is made, or has failed and can say why.
+func (s *server) connected(ctx context.Context) *Error {
+	for {
+		state := s.conn.GetState()
+		switch state {
+		case connectivity.Ready, connectivity.TransientFailure:
+			return nil
+		case connectivity.Shutdown:
+			return errClosed("the client")
+		case connectivity.Idle:
+			s.conn.Connect()
+		}
+		if !s.conn.WaitForStateChange(ctx, state) {
+			e := fromContext(ctx.Err())
+			e.notSent = true
+			return e
+		}
+	}
+}
+
+// frameCodec passes encoded frames through, and decodes replies as ever.
+type frameCodec struct{}
+
+// Name implements encoding.CodecV2; the bytes are protobuf.
+func (frameCodec) Name() string { return "proto" }
+
+// Marshal implements encoding.CodecV2.
+func (frameCodec) Marshal(v any) (mem.BufferSlice, error) {
+	f := v.(*frame)
+	return mem.BufferSlice{mem.NewBuffer(&f.bytes, framePool{f})}, nil
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer buf.Free()
+	return proto.Unmarshal(buf.ReadOnlyData(), v.(proto.Message))
+}
+
+// framePool takes a frame back once the transport has written it.
+type framePool struct{ f *frame }
+
+// Get implements mem.BufferPool; it is not called.
+func (framePool) Get(n int) *[]byte {
+	b := make([]byte, n)
+	return &b
+}
+
+// Put implements mem.BufferPool.
+func (p framePool) Put(*[]byte) {
+	if cap(p.f.bytes) > frameBytes {
+		return // too large to keep
+	}
+	p.f.bytes, p.f.calls = p.f.bytes[:0], 0
+	frames.Put(p.f)
+}
