@@ -490,6 +490,19 @@ func TestMarksBeyondTheCountAreCorrupt(t *testing.T) {
 	}
 }
 
+// A mark whose event is gone is cleared on the way and settles nothing else.
+func TestMarkWithoutEvent(t *testing.T) {
+	v := newView(t)
+	createGroup1(t, v, 100, StartEarliest)
+	ps := positionsOf(publish(t, v, 100, make([]NewEvent, 4)...))
+	ack(t, v, 100, ps[1])
+	if err := v.Delete(newPartition(testPartition).eventKey(ps[1])); err != nil {
+		t.Fatal(err)
+	}
+	ack(t, v, 100, ps[0])
+	wantCursor(t, v, ps[0], 0)
+}
+
 // Readers take any bounds, and what they hand out outlives the scan.
 func TestReadEdges(t *testing.T) {
 	v := newView(t)
