@@ -237,6 +237,7 @@ func (o *Oracle) measure(us int64) {
 	}
 	o.behind = 0
 	o.time.us, o.time.at, o.time.debt = us, o.now, 0
+	o.proposed = o.bound // what is under way is of no use
 	o.counters.Steps++
 	o.counters.SteppedBy += -ahead
 	o.emit(Event{Kind: SteppedForward, By: -ahead})

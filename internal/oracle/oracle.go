@@ -110,7 +110,8 @@ type Oracle struct {
 	ready   bool
 	readyAt clock.Mono     // when the first entry of the term was applied
 	floor   base.Timestamp // below it, earlier terms may have issued
-	serving bool           // the wait for the floor is over
+	waiting bool           // for oracle time to pass the floor; said once
+	serving bool           // the wait is over
 
 	bound      base.Timestamp // persisted: all that is issued stays below
 	proposed   base.Timestamp
@@ -156,7 +157,8 @@ func (o *Oracle) Ready(bound base.Timestamp, now clock.Mono) {
 // StepDown says that this node no longer leads the system range. Call it before any
 // entry of a later term is applied.
 func (o *Oracle) StepDown() {
-	o.term, o.ready, o.serving, o.anchored, o.handed = 0, false, false, false, false
+	o.term = 0
+	o.ready, o.waiting, o.serving, o.anchored, o.handed = false, false, false, false, false
 	o.behind, o.events = 0, nil
 	o.round = round{}
 }
@@ -204,9 +206,14 @@ func (o *Oracle) endWait() {
 	}
 	if ahead := msCeil(o.floor) - o.time.ms(o.now); ahead > 0 {
 		if o.now < o.readyAt.Add(o.opt.Election) {
+			if !o.waiting {
+				o.waiting = true
+				o.emit(Event{Kind: WaitingForBound, By: millis(ahead)})
+			}
 			return
 		}
 		jump := o.time.raiseTo(msCeil(o.floor), o.now)
+		o.proposed = o.bound // what is under way is of no use
 		o.counters.Continued++
 		o.emit(Event{Kind: ContinuedFromBound, By: jump})
 	}

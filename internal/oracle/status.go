@@ -52,6 +52,7 @@ type EventKind uint8
 const (
 	Anchored           EventKind = iota + 1 // Voters told their clocks
 	RoundFailed                             // only Voters answered, no majority
+	WaitingForBound                         // an earlier oracle's bound is By ahead of oracle time
 	ContinuedFromBound                      // oracle time moved forward By, to an earlier oracle's bound
 	Serving                                 // timestamps are issued, By after the first entry of the term
 	SteppedForward                          // oracle time was too far behind and moved forward By
@@ -60,7 +61,8 @@ const (
 )
 
 var eventKinds = [...]string{
-	Anchored: "anchored", RoundFailed: "round failed", ContinuedFromBound: "continued from bound",
+	Anchored: "anchored", RoundFailed: "round failed",
+	WaitingForBound: "waiting for bound", ContinuedFromBound: "continued from bound",
 	Serving: "serving", SteppedForward: "stepped forward", HandedOver: "handed over",
 	BoundRetried: "bound retried",
 }
