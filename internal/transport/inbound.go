@@ -65,18 +65,18 @@ func (g *GRPC) stream(s grpc.ServerStream) error {
 	}
 }
 
-// admit answers a handshake, and checks it. A peer that is refused gets the answer too,
+// admit checks a handshake and answers it. A peer that is refused gets the answer too,
 // so that it can say on its side what is wrong.
 func (g *GRPC) admit(s grpc.ServerStream, h handshake) error {
+	refusal := h.check(g.opts.Cluster)
+	if refusal != nil {
+		g.opts.Logger.Warn("refused a peer's stream", "node", h.node, "class", h.class, "error", refusal)
+	}
 	ours := handshake{protocolVersion, g.opts.Cluster, g.opts.Self, h.class}
 	if err := s.SendMsg(ours.frame()); err != nil {
 		return err
 	}
-	err := h.check(g.opts.Cluster)
-	if err != nil {
-		g.opts.Logger.Warn("refused a peer's stream", "node", h.node, "class", h.class, "error", err)
-	}
-	return err
+	return refusal
 }
 
 // enrol makes in the only stream of its peer and class, so that the order within a class
