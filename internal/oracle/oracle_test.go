@@ -177,7 +177,7 @@ func (c *cluster) ask(i int) {
 		if j != i {
 			there = rapid.IntRange(0, 400).Draw(c.t, "there")
 			back = rapid.IntRange(0, 599).Draw(c.t, "back")
-			if rapid.IntRange(0, 4).Draw(c.t, "lose sample") == 0 {
+			if rapid.IntRange(0, 2).Draw(c.t, "lose sample") == 0 {
 				continue
 			}
 		}
@@ -255,6 +255,9 @@ func TestTakeoversWithBadClocks(t *testing.T) {
 		bad := -1
 		if len(c.nodes) > 1 {
 			bad = rapid.IntRange(-1, len(c.nodes)-1).Draw(t, "bad")
+		}
+		if bad >= 0 {
+			c.nodes[bad].skew = skew(t, 100_000_000)
 		}
 		c.takeOver(0, 0, 0)
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {

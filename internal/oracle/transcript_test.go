@@ -12,11 +12,11 @@ import (
 	"github.com/almanacdb/almanac/internal/clock"
 )
 
-// TestTranscripts plays testdata against one oracle. Every command takes at=, in
+// TestTranscripts plays testdata/transcripts against one oracle. Every command takes at=, in
 // milliseconds of monotonic time; walls and bounds are milliseconds too. After each
 // command the oracle is ticked, and what it wants is printed.
 func TestTranscripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
 		var o *Oracle
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			var out strings.Builder
