@@ -5,15 +5,17 @@ package invariant
 
 import "fmt"
 
-// Check panics unless cond holds, saying which invariant is violated. Always on; its
-// arguments must be cheap. Expensive checks stand under `if invariant.Expensive`.
+// Check panics unless cond holds, saying which invariant is violated. Always on, so its
+// arguments must be cheap, and boxing them may allocate; on the hottest paths write
+// `if !cond { invariant.Violated(...) }`. Expensive checks stand under
+// `if invariant.Expensive`.
 func Check(cond bool, format string, args ...any) {
 	if !cond {
-		violated(format, args)
+		Violated(format, args...)
 	}
 }
 
-// violated is apart, so that Check is inlined and costs a branch.
-func violated(format string, args []any) {
+// Violated panics, saying which invariant is violated.
+func Violated(format string, args ...any) {
 	panic("invariant violated: " + fmt.Sprintf(format, args...))
 }
