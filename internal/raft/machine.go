@@ -9,7 +9,6 @@
 package raft
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -40,7 +39,10 @@ type Machine struct {
 	withheldUntil    clock.Mono // set at a restart
 	lastMin, lastMax uint64     // the log's end lies between, until the next Ready shows it
 
-	saving []*pb.Entry // what the outstanding Ready saves
+	proposed      []base.Entry // since upstream was last called
+	proposedBytes int
+	uncommitted   int         // bytes proposed in this term and not applied yet
+	saving        []*pb.Entry // what the outstanding Ready saves
 }
 
 // New returns the machine of a replica, as its host saved it.
@@ -81,7 +83,7 @@ func New(o Options) (*Machine, error) {
 		Storage:                   &m.storage,
 		Applied:                   o.Applied,
 		MaxSizePerMsg:             uint64(o.MaxMessageBytes),
-		MaxUncommittedEntriesSize: uint64(o.MaxUncommittedBytes),
+		MaxUncommittedEntriesSize: 0, // Propose keeps the limit
 		MaxInflightMsgs:           o.MaxInflightMessages,
 		MaxInflightBytes:          uint64(o.MaxInflightBytes),
 		CheckQuorum:               true,
@@ -108,6 +110,7 @@ func (m *Machine) observe() {
 	m.transferring = st.LeadTransferee != etcdraft.None
 	if s.Term != was {
 		m.rounds.reset(m.rounds.voters)
+		m.uncommitted = 0
 	}
 	switch {
 	case !s.Orderer:
@@ -131,6 +134,7 @@ func (m *Machine) Tick(now clock.Mono) {
 	if m.withheld() {
 		return
 	}
+	m.flush()
 	m.node.Tick()
 	m.observe()
 }
@@ -140,13 +144,17 @@ func (m *Machine) Campaign() {
 	if m.bound() {
 		return
 	}
+	m.flush()
 	_ = m.node.Campaign() // refusals are not errors to the caller
 	m.observe()
 }
 
 // Propose appends a command to the leader's log and says where it stands. It fails with
 // NotLeader, or with Busy while too much is uncommitted or leadership is being handed
-// over; then nothing was appended. data belongs to the machine from now on.
+// over; then nothing was appended. data must not be changed any more.
+//
+// Proposals reach upstream together, before anything else does: each call there costs a
+// message to every follower.
 func (m *Machine) Propose(data []byte) (base.LogMark, error) {
 	switch {
 	case len(data) == 0:
@@ -156,18 +164,42 @@ func (m *Machine) Propose(data []byte) (base.LogMark, error) {
 	case m.transferring:
 		return base.LogMark{}, fault.New(fault.Busy, "range %d is handing its leadership over", m.opts.Range).
 			OnRange(m.opts.Range).WithRemedy("try again")
-	}
-	if err := m.node.Propose(data); err != nil {
-		if !errors.Is(err, etcdraft.ErrProposalDropped) {
-			return base.LogMark{}, fault.Wrap(fault.Internal, err, "propose").OnRange(m.opts.Range)
-		}
+	case m.uncommitted > 0 && m.uncommitted+len(data) > m.opts.MaxUncommittedBytes:
 		return base.LogMark{}, fault.New(fault.Busy, "range %d has too much that is not committed yet", m.opts.Range).
 			OnRange(m.opts.Range).WithRemedy("back off and try again")
 	}
 	m.status.LastIndex++
 	m.status.LastTerm = m.status.Term
 	m.lastMin, m.lastMax = m.status.LastIndex, m.status.LastIndex
+	m.proposed = append(m.proposed, base.Entry{Type: base.EntryCommand, Data: data})
+	m.proposedBytes += len(data)
+	m.uncommitted += len(data)
+	if m.proposedBytes >= m.opts.MaxMessageBytes {
+		m.flush()
+	}
 	return base.LogMark{Index: m.status.LastIndex, Term: m.status.Term}, nil
+}
+
+// flush hands proposals to upstream; whatever may change upstream's state calls it first.
+func (m *Machine) flush() {
+	if len(m.proposed) == 0 {
+		return
+	}
+	err := m.node.Step(&pb.Message{
+		Type: pb.MsgProp.Enum(), From: new(uint64(m.opts.Replica)), Entries: toPB(m.proposed),
+	})
+	if err != nil {
+		m.broken("a leader's proposals were refused: %v", err)
+	}
+	clear(m.proposed)
+	m.proposed, m.proposedBytes = m.proposed[:0], 0
+}
+
+// settled takes entries that were applied off what is uncommitted.
+func (m *Machine) settled(entries []base.Entry) {
+	for i := range entries {
+		m.uncommitted = max(0, m.uncommitted-len(entries[i].Data))
+	}
 }
 
 // Transfer asks another voter to take leadership over. From here on this leader holds
@@ -177,6 +209,7 @@ func (m *Machine) Transfer(to base.ReplicaID) {
 	if !m.status.Orderer || !voter || to == m.opts.Replica {
 		return
 	}
+	m.flush()
 	m.rounds.transferred = true
 	m.node.TransferLeader(uint64(to))
 	m.observe()

@@ -10,13 +10,14 @@ import (
 )
 
 // HasReady says whether Ready would return anything.
-func (m *Machine) HasReady() bool { return m.node.HasReady() }
+func (m *Machine) HasReady() bool { return len(m.proposed) > 0 || m.node.HasReady() }
 
 // Ready returns what the machine wants done. Each is carried out and given to Advance
 // before the next is asked for; nothing in it may be changed. A leader's appends and
 // heartbeats in it count as sent at now.
 func (m *Machine) Ready(now clock.Mono) effect.Ready {
 	m.at(now)
+	m.flush()
 	rd := m.node.Ready()
 	m.convert.reset()
 	m.saving = rd.Entries
@@ -125,6 +126,7 @@ func (m *Machine) message(in *pb.Message) effect.Message {
 
 // Advance says that a Ready was carried out: saved, sent, applied.
 func (m *Machine) Advance(r effect.Ready) {
+	m.flush()
 	if r.Snapshot != nil {
 		m.storage.forget()
 		m.storage.applied = r.Snapshot.Mark
@@ -134,6 +136,7 @@ func (m *Machine) Advance(r effect.Ready) {
 	if n := len(r.Committed); n > 0 {
 		m.storage.applied = base.LogMark{Index: r.Committed[n-1].Index, Term: r.Committed[n-1].Term}
 	}
+	m.settled(r.Committed)
 	m.node.Advance(etcdraft.Ready{})
 	m.observe()
 }

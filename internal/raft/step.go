@@ -23,6 +23,7 @@ func (m *Machine) Step(now clock.Mono, msg effect.Message) error {
 	if m.mustIgnore(&msg) {
 		return nil
 	}
+	m.flush()
 	in := m.incoming(&msg)
 	if err := m.node.Step(&in.message); err != nil {
 		return m.refuse(fault.Invalid, &msg, err.Error())
