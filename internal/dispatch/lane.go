@@ -157,7 +157,7 @@ func (l *lane) pickNew(r effect.Reader, clockMS int64, n, maxBytes int, picked [
 	start := len(picked)
 	for l.more && len(picked) == start {
 		from := l.scan
-		err := timeline.ScanDue(r, l.partition, from, clockMS, n, maxBytes, func(ev timeline.Event) bool {
+		_, err := timeline.ScanDue(r, l.partition, from, clockMS, n, maxBytes, func(ev timeline.Event) bool {
 			picked = append(picked, pick{event: ev, attempt: 1})
 			return true
 		})

@@ -45,6 +45,15 @@ func newCallBook(s *Store) *callBook {
 
 // Call asks a node, this one included, and gives the answer to done.
 func (s *Store) Call(to base.NodeID, m wire.Method, r base.RangeID, body []byte, timeout time.Duration, done Done) {
+	s.call(transport.ClassCalls, to, m, r, body, timeout, done)
+}
+
+// callBulk is Call for bodies of megabytes, which must not hold up others.
+func (s *Store) callBulk(to base.NodeID, m wire.Method, r base.RangeID, body []byte, timeout time.Duration, done Done) {
+	s.call(transport.ClassBulk, to, m, r, body, timeout, done)
+}
+
+func (s *Store) call(class transport.Class, to base.NodeID, m wire.Method, r base.RangeID, body []byte, timeout time.Duration, done Done) {
 	call := &wire.Call{Method: m, Range: r, Body: body, TimeoutMS: uint32(max(1, timeout.Milliseconds()))}
 	if to == s.opts.Node {
 		s.handle(to, call, done)
@@ -59,7 +68,7 @@ func (s *Store) Call(to base.NodeID, m wire.Method, r base.RangeID, body []byte,
 	b.calls[p.id] = p
 	heap.Push(&b.due, p)
 	b.mu.Unlock()
-	if !s.opts.Transport.Send(to, transport.ClassCalls, wire.Message{Call: call}) && b.take(p.id) != nil {
+	if !s.opts.Transport.Send(to, class, wire.Message{Call: call}) && b.take(p.id) != nil {
 		done(nil, fault.New(fault.Unavailable, "node %d cannot be reached, or too much is queued for it", to))
 	}
 }

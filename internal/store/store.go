@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -91,10 +92,13 @@ type Store struct {
 	sessions sessionBook
 	incoming incomingBook
 
-	mu       sync.RWMutex
-	replicas map[base.RangeID]*replica.Replica
-	changing map[base.RangeID]bool // being created or destroyed
-	closed   bool
+	started atomic.Bool
+
+	mu        sync.RWMutex
+	replicas  map[base.RangeID]*replica.Replica
+	snapshots uint64                // numbers snapshots sent
+	changing  map[base.RangeID]bool // being created or destroyed
+	closed    bool
 }
 
 // Open brings back every replica that the node holds. Nothing runs before Start.
@@ -125,6 +129,7 @@ func Open(o Options) (*Store, error) {
 // Start runs the workers on goroutines of their own, and a timer for calls that get no
 // answer. A simulator calls Workers and Expire instead.
 func (s *Store) Start() {
+	s.started.Store(true)
 	for _, w := range s.workers {
 		go w.Run()
 	}
@@ -147,8 +152,10 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.mu.Unlock()
-	for _, w := range s.workers {
-		w.Close()
+	if s.started.Load() {
+		for _, w := range s.workers {
+			w.Close()
+		}
 	}
 	s.calls.close()
 	return s.opts.Engine.Flush()

@@ -1,0 +1,193 @@
+// Package router takes requests of any node to the ranges that they concern: it finds
+// the range, asks its orderer, corrects what it knew wrong, and tries again what is safe
+// to try again (K10, R5). It refuses to know what clients speak.
+package router
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/command"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/store"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// Options configure a Router.
+type Options struct {
+	Store  *store.Store
+	Logger *slog.Logger
+	// System returns the system range's descriptor.
+	System func() base.RangeDescriptor
+	// Timeout bounds a request whose context has no nearer deadline. Default 5 s.
+	Timeout time.Duration
+	// Attempt bounds one try of a request that is safe to try again. Default 1 s.
+	Attempt time.Duration
+}
+
+// Router routes requests. Safe for concurrent use.
+type Router struct {
+	opts     Options
+	store    *store.Store
+	routes   routeCache
+	barriers barrierBook
+	topics   topicCache
+}
+
+// New returns a router.
+func New(o Options) *Router {
+	if o.Timeout == 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.Attempt == 0 {
+		o.Attempt = time.Second
+	}
+	r := &Router{opts: o, store: o.Store}
+	r.barriers.router = r
+	r.barriers.ranges = make(map[base.RangeID]*barrierQueue)
+	r.topics.byName = make(map[string]cachedTopic)
+	return r
+}
+
+var firstOnly = mvcc.RangeOptions{Limit: 1}
+
+// bound gives ctx the router's timeout if it has no nearer deadline.
+func (r *Router) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= r.opts.Timeout {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, r.opts.Timeout)
+}
+
+// left returns how much of ctx's time is left, with room for the answer's way back.
+func left(ctx context.Context) time.Duration {
+	at, ok := ctx.Deadline()
+	if !ok {
+		return 5 * time.Second
+	}
+	d := time.Until(at)
+	return max(time.Millisecond, d-min(d/10, 50*time.Millisecond))
+}
+
+// pause waits before another attempt; false if ctx ended.
+func pause(ctx context.Context, attempt int) bool {
+	d := min(5*time.Millisecond<<min(attempt, 6), 250*time.Millisecond)
+	t := time.NewTimer(d/2 + rand.N(d))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// safe says that an error means that nothing was done, and another try may succeed.
+func safe(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.NotLeader, fault.RangeNotFound, fault.WrongRange, fault.Restamp, fault.Unavailable, fault.Stopped:
+		return true
+	}
+	return false
+}
+
+// outOfTime is the error of a request that was tried until its time ran out.
+func outOfTime(ctx context.Context, rt *route, last error) error {
+	if ctx.Err() == context.Canceled {
+		return fault.Wrap(fault.Cancelled, ctx.Err(), "the caller went away")
+	}
+	f := fault.New(fault.Deadline, "range %d has no leader with a majority of its replicas", rt.desc.Range).
+		OnRange(rt.desc.Range).WithRemedy("see `almanac cluster ranges` and bring its nodes back")
+	if last != nil {
+		f.Cause = last
+	}
+	return f
+}
+
+type answer[T any] struct {
+	v   T
+	err error
+}
+
+// Propose has a command ordered by the range that holds its span. A returned result
+// may carry a refusal.
+func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, body any) (command.Result, error) {
+	env, err := command.Encode(h, body)
+	if err != nil {
+		return command.Result{}, err
+	}
+	ctx, cancel := r.bound(ctx)
+	defer cancel()
+	var rt route
+	for attempt := 0; ; attempt++ {
+		var res command.Result
+		rt, err = r.lookup(ctx, span.Start)
+		if err == nil && !rt.desc.Span.Contains(span) {
+			return res, fault.New(fault.Unimplemented, "the request touches more than one range").
+				WithRemedy("transactions across ranges are not built yet; split the request")
+		}
+		if err == nil {
+			res, err = r.proposeTo(ctx, r.orderer(&rt, attempt), rt.desc.Range, env)
+		}
+		if err == nil && res.Refusal != nil && safe(res.Refusal) {
+			err = res.Refusal
+		}
+		if err == nil || !safe(err) {
+			return res, err
+		}
+		r.learn(&rt, err)
+		if !pause(ctx, attempt) {
+			return res, outOfTime(ctx, &rt, err)
+		}
+	}
+}
+
+// proposeTo makes one try. The envelope is stamped in place, so each local try gets a
+// copy unless it is the first.
+func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID, env []byte) (command.Result, error) {
+	ch := make(chan answer[command.Result], 1)
+	if to == r.store.Node() {
+		own := append([]byte(nil), env...)
+		deadline := r.store.Clock().Mono().Add(left(ctx))
+		r.store.Propose(id, own, deadline, func(res command.Result, err error) {
+			ch <- answer[command.Result]{res, err}
+		})
+	} else {
+		r.store.Call(to, wire.MethodPropose, id, env, left(ctx), func(body []byte, err error) {
+			a := answer[command.Result]{err: err}
+			if err == nil {
+				var res *command.Result
+				if res, a.err = command.DecodeResult(body); a.err == nil {
+					a.v = *res
+				}
+			}
+			ch <- a
+		})
+	}
+	select {
+	case a := <-ch:
+		return a.v, a.err
+	case <-ctx.Done():
+	}
+	// The replica's own deadline comes a little before ours; give its answer, which
+	// knows more, the last word.
+	t := time.NewTimer(2 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case a := <-ch:
+		return a.v, a.err
+	case <-t.C:
+		return command.Result{}, fault.Wrap(fault.UnknownOutcome, ctx.Err(),
+			"no answer from range %d; the write may or may not take effect", id).OnRange(id)
+	}
+}
+
+// deadline turns what is left of ctx into a deadline on the store's clock.
+func (r *Router) deadline(ctx context.Context) clock.Mono {
+	return r.store.Clock().Mono().Add(left(ctx))
+}
