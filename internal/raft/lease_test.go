@@ -5,6 +5,7 @@ import (
 	"testing/cryptotest"
 	"time"
 
+	"go.etcd.io/raft/v3/quorum"
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -280,5 +281,41 @@ func TestEchoedRounds(t *testing.T) {
 	}
 	if l.machine.LeaseUntil() != before {
 		t.Fatal("an old echo moved the lease")
+	}
+}
+
+// TestJointQuorum needs both configurations to agree.
+func TestJointQuorum(t *testing.T) {
+	ids := func(ids ...uint64) quorum.MajorityConfig {
+		out := quorum.MajorityConfig{}
+		for _, id := range ids {
+			out[id] = struct{}{}
+		}
+		return out
+	}
+	r := rounds{self: 1, echoed: make(map[base.ReplicaID]clock.Mono)}
+	r.reset(quorum.JointConfig{ids(1, 2, 3), ids(1, 4, 5)})
+	for _, s := range []struct {
+		from base.ReplicaID
+		at   clock.Mono
+		want clock.Mono
+	}{{2, 50, 0}, {3, 60, 0}, {4, 40, 40}, {5, 70, 60}, {9, 99, 60}, {4, 10, 60}} {
+		r.echo(s.from, s.at)
+		if r.quorum != s.want {
+			t.Fatalf("after %d echoed %d: %d, want %d", s.from, s.at, r.quorum, s.want)
+		}
+	}
+	r.reset(quorum.JointConfig{ids(2, 3, 4)}) // the leader is no voter
+	r.echo(2, 50)
+	if r.quorum != 0 {
+		t.Fatalf("one of three voters: %d", r.quorum)
+	}
+	r.echo(3, 30)
+	if r.quorum != 30 {
+		t.Fatalf("two of three voters: %d", r.quorum)
+	}
+	r.reset(quorum.JointConfig{})
+	if r.quorum != 0 {
+		t.Fatal("a group without voters agrees")
 	}
 }

@@ -399,3 +399,97 @@ func benchRound(b *testing.B, c *cluster) {
 		}
 	}
 }
+
+// TestRefusedMessages checks that what no sound replica sends is refused with an error
+// and leaves the machine as it was.
+func TestRefusedMessages(t *testing.T) {
+	c := quiet(t, 3)
+	l := c.elect(1)
+	_, _ = c.propose(l, "a")
+	c.run(50 * time.Millisecond)
+	st := l.machine.Status()
+	app := effect.Message{
+		Range: testRange, From: 1, To: 2, Type: effect.MessageType(pb.MsgApp), Term: st.Term, LogTerm: st.Term, Index: 12,
+		Entries: []base.Entry{{Index: 13, Term: st.Term, Type: base.EntryCommand, Data: []byte("x")}},
+	}
+	snap := effect.Message{
+		Range: testRange, From: 1, To: 2, Type: effect.MessageType(pb.MsgSnap), Term: st.Term,
+		Snapshot: &effect.SnapshotMeta{Mark: base.LogMark{Index: 40, Term: st.Term}, Config: l.config},
+	}
+	resp := effect.Message{Range: testRange, From: 2, To: 1, Type: effect.MessageType(pb.MsgAppResp), Term: st.Term, Index: 12}
+	entry := func(m *effect.Message, change func(*base.Entry)) {
+		e := m.Entries[0]
+		change(&e)
+		m.Entries = []base.Entry{e}
+	}
+	meta := func(m *effect.Message, change func(*effect.SnapshotMeta)) {
+		s := *m.Snapshot
+		change(&s)
+		m.Snapshot = &s
+	}
+	for name, tc := range map[string]struct {
+		sound  effect.Message
+		spoil  func(*effect.Message)
+		reason fault.Kind
+	}{
+		"range":       {app, func(m *effect.Message) { m.Range++ }, fault.Invalid},
+		"replica":     {app, func(m *effect.Message) { m.To = 3 }, fault.Invalid},
+		"itself":      {app, func(m *effect.Message) { m.From = 2 }, fault.Invalid},
+		"nobody":      {app, func(m *effect.Message) { m.From = 0 }, fault.Invalid},
+		"local":       {app, func(m *effect.Message) { m.From = ^base.ReplicaID(0) }, fault.Invalid},
+		"type":        {app, func(m *effect.Message) { m.Type, m.Entries = 77, nil }, fault.Invalid},
+		"hup":         {app, func(m *effect.Message) { m.Type, m.Entries = 0, nil }, fault.Invalid},
+		"propose":     {app, func(m *effect.Message) { m.Type = effect.MessageType(pb.MsgProp) }, fault.Corrupt},
+		"no term":     {app, func(m *effect.Message) { m.Term = 0 }, fault.Corrupt},
+		"term":        {app, func(m *effect.Message) { m.Term = limit }, fault.Corrupt},
+		"log term":    {app, func(m *effect.Message) { m.LogTerm++ }, fault.Corrupt},
+		"index":       {app, func(m *effect.Message) { m.Index = ^uint64(0) }, fault.Corrupt},
+		"round":       {app, func(m *effect.Message) { m.Round = -1 }, fault.Corrupt},
+		"two leaders": {app, func(m *effect.Message) { m.From = 3 }, fault.Corrupt},
+		"gap":         {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Index++ }) }, fault.Corrupt},
+		"entry term":  {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Term++ }) }, fault.Corrupt},
+		"older term":  {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Term-- }) }, fault.Corrupt},
+		"entry type":  {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Type = 9 }) }, fault.Corrupt},
+		"empty":       {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Data = nil }) }, fault.Corrupt},
+		"full no-op":  {app, func(m *effect.Message) { entry(m, func(e *base.Entry) { e.Type = base.EntryNoop }) }, fault.Corrupt},
+		"snapshot":    {snap, func(m *effect.Message) { m.Type = effect.MessageType(pb.MsgApp) }, fault.Corrupt},
+		"no snapshot": {snap, func(m *effect.Message) { m.Snapshot = nil }, fault.Corrupt},
+		"mark":        {snap, func(m *effect.Message) { meta(m, func(s *effect.SnapshotMeta) { s.Mark.Term++ }) }, fault.Corrupt},
+		"no voters":   {snap, func(m *effect.Message) { meta(m, func(s *effect.SnapshotMeta) { s.Config.Voters = nil }) }, fault.Corrupt},
+		"not in it": {snap, func(m *effect.Message) {
+			meta(m, func(s *effect.SnapshotMeta) { s.Config.Voters = []base.ReplicaID{1, 3} })
+		}, fault.Invalid},
+		"commit": {app, func(m *effect.Message) {
+			m.Type, m.Entries, m.Commit = effect.MessageType(pb.MsgHeartbeat), nil, 13
+		}, fault.Corrupt},
+		"ack":      {resp, func(m *effect.Message) { m.Index = 13 }, fault.Corrupt},
+		"hint":     {resp, func(m *effect.Message) { m.Reject, m.Hint = true, 13 }, fault.Corrupt},
+		"echo":     {resp, func(m *effect.Message) { m.Round = int64(l.machine.rounds.sent) + 1 }, fault.Corrupt},
+		"stranger": {resp, func(m *effect.Message) { m.From = 8 }, fault.Invalid},
+	} {
+		m := tc.sound
+		p := c.peer(m.To)
+		tc.spoil(&m)
+		before := p.machine.Status()
+		err := p.machine.Step(c.clock(p), m)
+		if fault.KindOf(err) != tc.reason || p.machine.Status() != before || p.machine.HasReady() {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, m := range []effect.Message{resp, app, snap} {
+		if err := c.peer(m.To).machine.Step(c.clock(c.peer(m.To)), m); err != nil {
+			t.Errorf("a sound message was refused: %v", err)
+		}
+	}
+}
+
+// TestBrokenInvariant checks that upstream's panics stay panics that say where.
+func TestBrokenInvariant(t *testing.T) {
+	defer func() {
+		err, ok := recover().(*fault.Error)
+		if !ok || err.Kind != fault.Internal || err.Range != testRange {
+			t.Fatalf("%v", err)
+		}
+	}()
+	(&logger{rangeID: testRange, replica: 1}).Panicf("entry %d", 7)
+}
