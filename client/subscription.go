@@ -281,8 +281,7 @@ func (s *Subscription) unconfirmed() *Error {
 		Remedy:  "events whose acks were not committed are delivered again",
 	}
 	if s.err != nil {
-		e.Message += ": " + s.err.Message
-		e.cause = s.err
+		e.Reason, e.Message, e.cause = s.err.Reason, e.Message+": "+s.err.Message, s.err
 	}
 	return e
 }
