@@ -71,12 +71,7 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 	if err == nil {
 		p.db = db
 		p.staging = p.fs.PathJoin(dir, "staging")
-		if err = p.clearStaging(); err != nil {
-			db.Close()
-		}
-	}
-	if err == nil {
-		if err = p.err(); err != nil {
+		if err = p.prepare(); err != nil {
 			db.Close()
 		}
 	}
@@ -85,6 +80,20 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 		return nil, openErr(dir, err)
 	}
 	return p, nil
+}
+
+func (p *Pebble) prepare() error {
+	if err := p.clearStaging(); err != nil {
+		return err
+	}
+	if p.opts.WAL {
+		// The first log of a new store is begun before Pebble raises its format, so it
+		// could not tell damage from its end. Go on in another.
+		if err := p.db.Flush(); err != nil {
+			return err
+		}
+	}
+	return p.err()
 }
 
 func openErr(dir string, err error) error {
