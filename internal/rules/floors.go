@@ -147,7 +147,7 @@ func floorName(f int) string {
 var homes = map[string][]string{
 	"go.etcd.io/raft/v3":                {"internal/raft"},
 	"github.com/cockroachdb/pebble":     {"internal/engine"},
-	"go.etcd.io/etcd":                   {"internal/gateway/etcd", "internal/bench"},
+	"go.etcd.io/etcd":                   {"internal/gateway/etcd", "internal/bench", "cmd/almanac"},
 	"github.com/spf13/cobra":            {"internal/cli", "cmd/almanac", "internal/config", "internal/bench", "internal/demo"},
 	"github.com/knadh/koanf":            {"internal/config"},
 	"charm.land/lipgloss":               {"internal/cli", "cmd/almanac", "internal/demo", "internal/bench"},

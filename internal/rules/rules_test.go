@@ -96,7 +96,7 @@ func TestPlanted(t *testing.T) {
 
 		{"own clock", Outside, plant{"internal/host/a.go": "import \"time\"\nvar x = time.Now()"}, "takes time.Now itself"},
 		{"own file", Outside, plant{"internal/store/a.go": `import _ "os"`}, "takes os itself"},
-		{"own randomness", Outside, plant{"internal/router/a.go": `import _ "math/rand/v2"`}, "takes math/rand/v2 itself"},
+		{"own randomness", Outside, plant{"internal/host/a.go": `import _ "math/rand/v2"`}, "takes math/rand/v2 itself"},
 		{"the disk floor", Outside, plant{"internal/engine/a.go": `import _ "os"`}, ""},
 		{"a face", Outside, plant{"internal/admin/a.go": `import _ "net"`}, ""},
 

@@ -258,6 +258,10 @@ func TestRequestsAreBoundedInTime(t *testing.T) {
 	if _, err := kv.Put(r.ctx(), &pb.PutRequest{Key: []byte("k")}); !errors.Is(rpctypes.Error(err), rpctypes.ErrTimeout) {
 		t.Errorf("put: %v", err)
 	}
+	unbounded := New(r.keys, r.node, Options{Timeout: -1})
+	if ctx, _ := unbounded.within(context.Background()); ctx != context.Background() {
+		t.Error("a negative timeout bounds")
+	}
 	ctx, cancel := context.WithCancel(r.ctx())
 	cancel()
 	if err := toStatus(ctx, context.Canceled); status.Code(err) != codes.Canceled {

@@ -15,6 +15,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/keys"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // Limits, as etcd sets them.
@@ -35,14 +36,15 @@ const APIVersion = "3.6.0"
 // in belong to Keys from then on; those that are returned belong to the caller.
 // Errors are faults.
 type Keys interface {
-	// Range does reads, all of kind mvcc.OpRange, at one timestamp, in order. A read
-	// with its own Range.At is exact at that; the others read at `at`. With at == 0 they
-	// are linearizable at a fresh timestamp, or, if local, at what the replica that
-	// answers is closed to. A span whose end is not above its start holds no key.
+	// Range does one or more reads at one timestamp, in order. A read with its own
+	// Options.At is exact at that; the others read at `at`. With at == 0 they are
+	// linearizable at a fresh timestamp, or, if local, at what the replica that answers
+	// is closed to; with at != 0 they are exact, local or not. A span whose end is not
+	// above its start holds no key.
 	//
-	// The revision is the timestamp that was read at; never below `at` or any Range.At,
-	// and issued by the oracle: what it has not issued is a FutureRevision.
-	Range(ctx context.Context, reads []mvcc.Op, at base.Timestamp, local bool) (results []mvcc.RangeResult, revision base.Timestamp, err error)
+	// The revision is the timestamp that was read at, or a later one that the oracle has
+	// issued; what the oracle has not issued is a FutureRevision (K5).
+	Range(ctx context.Context, reads []wire.Read, at base.Timestamp, local bool) (results []mvcc.RangeResult, revision base.Timestamp, err error)
 
 	// Txn evaluates txn in one log entry and returns its commit timestamp. NotFound
 	// says that a put was to keep the value or lease of a key that does not exist.
@@ -81,7 +83,7 @@ type Status struct {
 // Options adjust the face.
 type Options struct {
 	Keyspace base.KeyspaceID // 0: the default keyspace
-	Timeout  time.Duration   // of a request that brings no shorter deadline; 0: 7 s, as etcd
+	Timeout  time.Duration   // of a request that brings no shorter deadline; 0: 7 s, as etcd; negative: none, Keys and Node bound it
 }
 
 // Server answers the etcd API. Safe for concurrent use.
@@ -98,7 +100,7 @@ func New(k Keys, n Node, o Options) *Server {
 	if o.Keyspace == 0 {
 		o.Keyspace = base.DefaultKeyspace
 	}
-	if o.Timeout <= 0 {
+	if o.Timeout == 0 {
 		o.Timeout = 7 * time.Second
 	}
 	return &Server{
@@ -130,5 +132,8 @@ func (s *Server) header(revision base.Timestamp) *pb.ResponseHeader {
 
 // within bounds a request in time.
 func (s *Server) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.timeout < 0 {
+		return ctx, func() {}
+	}
 	return context.WithTimeout(ctx, s.timeout)
 }

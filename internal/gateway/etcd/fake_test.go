@@ -14,7 +14,9 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // fakeKeys is a keyspace of one replica: the real state machine over the in-memory
@@ -31,8 +33,7 @@ type fakeKeys struct {
 	block   bool   // calls wait for their context
 	commits int    // transactions that went through the log
 	ranges  int    // calls of Range
-	reads   []mvcc.Op
-	local   bool // of the last Range
+	local   bool   // of the last Range
 }
 
 // step is how far apart issued timestamps are, so that revisions are not dense.
@@ -59,30 +60,32 @@ func (f *fakeKeys) issue() base.Timestamp {
 	return f.clock
 }
 
-func (f *fakeKeys) Range(ctx context.Context, reads []mvcc.Op, at base.Timestamp, local bool) ([]mvcc.RangeResult, base.Timestamp, error) {
+func (f *fakeKeys) Range(ctx context.Context, reads []wire.Read, at base.Timestamp, local bool) ([]mvcc.RangeResult, base.Timestamp, error) {
 	if err := f.enter(ctx); err != nil {
 		return nil, 0, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ranges, f.local = f.ranges+1, local
-	f.reads = append(f.reads, reads...)
 	switch {
 	case at == 0 && local:
 		at = f.applied
 	case at == 0:
 		at = f.issue()
 	}
+	if len(reads) == 0 {
+		return nil, 0, fault.New(fault.Invalid, "there is nothing to read")
+	}
 	results := make([]mvcc.RangeResult, len(reads))
-	for i, op := range reads {
-		if op.Range.At == 0 {
-			op.Range.At = at
+	for i, read := range reads {
+		if read.Options.At == 0 {
+			read.Options.At = at
 		}
-		if err := mvcc.CheckAt(op.Range.At, f.horizon, f.clock); err != nil {
+		if err := mvcc.CheckAt(read.Options.At, f.horizon, f.clock); err != nil {
 			return nil, 0, err
 		}
 		var err error
-		if results[i], err = mvcc.Range(f.eng, op.Span, op.Range); err != nil {
+		if results[i], err = mvcc.Range(f.eng, read.Span, read.Options); err != nil {
 			return nil, 0, err
 		}
 	}

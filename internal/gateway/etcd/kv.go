@@ -8,6 +8,7 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // kvServer is etcd's KV service. Embedding the Unsafe interface makes a method that a
@@ -39,13 +40,12 @@ func (s *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResp
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	reads := [1]mvcc.Op{s.rangeOp(r)}
-	if r.Revision <= 0 {
-		reads[0].Range.At = 0 // outside a transaction a negative revision means the newest
-	}
+	read := wire.Read{Span: s.span(r.Key, r.RangeEnd), Options: rangeOptions(r)}
+	read.Options.At = 0
+	at := lower(r.Revision) // outside a transaction a negative revision means the newest
 	bounded, cancel := s.within(ctx)
 	defer cancel()
-	results, revision, err := s.keys.Range(bounded, reads[:], 0, r.Serializable)
+	results, revision, err := s.keys.Range(bounded, []wire.Read{read}, at, r.Serializable)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}
@@ -95,7 +95,7 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if !writes(txn) {
 		bounded, cancel := s.within(ctx)
 		defer cancel()
-		result, revision, err := readTxn(bounded, s.keys, txn, serializable(r))
+		result, revision, err := s.readTxn(bounded, txn, serializable(r))
 		if err != nil {
 			return nil, toStatus(ctx, err)
 		}

@@ -8,6 +8,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // show writes key=value of an answer, in its order.
@@ -219,8 +221,8 @@ func TestConversionAllocates(t *testing.T) {
 		r.put(fmt.Sprintf("k%03d", i), "value")
 	}
 	s := New(r.keys, r.node, Options{})
-	op := s.rangeOp(&pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")})
-	results, at, err := r.keys.Range(r.ctx(), []mvccOp{op}, 0, false)
+	read := wire.Read{Span: s.span([]byte("k"), []byte("l"))}
+	results, at, err := r.keys.Range(r.ctx(), []wire.Read{read}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // writes says whether any branch of txn may write.
@@ -44,21 +45,24 @@ func serializable(r *pb.TxnRequest) bool {
 // readTxn evaluates a transaction without writes at one timestamp: first what its
 // compares look at, then the branch that they choose. So it may span ranges, and the
 // branch not taken costs nothing and fails nothing.
-func readTxn(ctx context.Context, k Keys, txn *mvcc.Txn, local bool) (*mvcc.TxnResult, base.Timestamp, error) {
+func (s *Server) readTxn(ctx context.Context, txn *mvcc.Txn, local bool) (*mvcc.TxnResult, base.Timestamp, error) {
 	var at base.Timestamp
 	var seen, results []mvcc.RangeResult
 	var err error
 	looks := appendLooks(nil, txn)
 	if len(looks) > 0 {
-		if seen, at, err = k.Range(ctx, looks, 0, local); err != nil {
+		if seen, at, err = s.keys.Range(ctx, looks, 0, local); err != nil {
 			return nil, 0, err
 		}
 	}
 	taken := make(map[*mvcc.Txn]bool)
 	decide(txn, seen, taken)
 	reads := appendReads(nil, txn, taken)
-	if len(reads) > 0 || at == 0 { // neither compares nor reads: a fresh timestamp alone
-		if results, at, err = k.Range(ctx, reads, at, local); err != nil {
+	if len(looks)+len(reads) == 0 { // nothing to look at: for the revision, look anywhere
+		reads = []wire.Read{{Span: s.span([]byte{0}, nil), Options: mvcc.RangeOptions{CountOnly: true}}}
+	}
+	if len(reads) > 0 {
+		if results, at, err = s.keys.Range(ctx, reads, at, local); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -66,14 +70,10 @@ func readTxn(ctx context.Context, k Keys, txn *mvcc.Txn, local bool) (*mvcc.TxnR
 }
 
 // appendLooks lists what the compares of txn look at, nested ones included.
-func appendLooks(looks []mvcc.Op, txn *mvcc.Txn) []mvcc.Op {
+func appendLooks(looks []wire.Read, txn *mvcc.Txn) []wire.Read {
 	for i := range txn.Compares {
 		c := &txn.Compares[i]
-		looks = append(looks, mvcc.Op{
-			Kind:  mvcc.OpRange,
-			Span:  c.Span,
-			Range: mvcc.RangeOptions{KeysOnly: c.Target != mvcc.TargetValue},
-		})
+		looks = append(looks, wire.Read{Span: c.Span, Options: mvcc.RangeOptions{KeysOnly: c.Target != mvcc.TargetValue}})
 	}
 	for _, branch := range [...][]mvcc.Op{txn.Then, txn.Else} {
 		for i := range branch {
@@ -111,12 +111,13 @@ func chosen(txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []mvcc.Op {
 	return txn.Else
 }
 
-func appendReads(reads []mvcc.Op, txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []mvcc.Op {
-	for _, op := range chosen(txn, taken) {
-		if op.Kind == mvcc.OpTxn {
+func appendReads(reads []wire.Read, txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []wire.Read {
+	ops := chosen(txn, taken)
+	for i := range ops {
+		if op := &ops[i]; op.Kind == mvcc.OpTxn {
 			reads = appendReads(reads, op.Txn, taken)
 		} else {
-			reads = append(reads, op)
+			reads = append(reads, wire.Read{Span: op.Span, Options: op.Range})
 		}
 	}
 	return reads

@@ -5,11 +5,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-
-	"github.com/almanacdb/almanac/internal/mvcc"
 )
-
-type mvccOp = mvcc.Op
 
 func (r *rig) txn(cmps []clientv3.Cmp, then, els []clientv3.Op) *clientv3.TxnResponse {
 	r.Helper()
