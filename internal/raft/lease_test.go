@@ -263,6 +263,62 @@ func TestPromiseOutlivesAHigherTerm(t *testing.T) {
 	}
 }
 
+// TestPromiseNeedsNoTicks has a host tick in a burst right after a leader's round.
+func TestPromiseNeedsNoTicks(t *testing.T) {
+	c := quiet(t, 3)
+	c.elect(1)
+	c.run(100 * time.Millisecond)
+	p, m := c.peer(2), c.peer(2).machine
+	term := m.Status().Term
+	beat := effect.Message{
+		Range: testRange, From: 1, To: 2, Type: effect.MessageType(pb.MsgHeartbeat), Term: term, Round: 1,
+	}
+	grant := beat
+	grant.From, grant.Type, grant.Term, grant.Round = 3, effect.MessageType(pb.MsgPreVoteResp), term+1, 0
+	if err := m.Step(c.clock(p), beat); err != nil {
+		t.Fatal(err)
+	}
+	m.Campaign()
+	if m.Status().Leader != 1 {
+		t.Fatal("campaigns against its promise")
+	}
+	for range 3 * testElection {
+		m.Tick(c.clock(p))
+	}
+	if m.Status().Leader != 0 {
+		t.Fatal("bad script: the timeout has not passed")
+	}
+	c.turn(p, noCrash)
+	if err := m.Step(c.clock(p), grant); err != nil || m.Status().Term != term {
+		t.Fatalf("stands for term %d against its promise, %v", m.Status().Term, err)
+	}
+	c.now += testPromise + time.Millisecond
+	if err := m.Step(c.clock(p), grant); err != nil || m.Status().Term != term+1 {
+		t.Fatalf("in term %d after the promise, %v", m.Status().Term, err)
+	}
+}
+
+// TestEchoStaysInItsTerm has a follower answer two leaders in one turn.
+func TestEchoStaysInItsTerm(t *testing.T) {
+	c := quiet(t, 3)
+	c.elect(1)
+	p, m := c.peer(2), c.peer(2).machine
+	term := m.Status().Term
+	for i, from := range []base.ReplicaID{1, 3} {
+		err := m.Step(c.clock(p), effect.Message{
+			Range: testRange, From: from, To: 2, Type: effect.MessageType(pb.MsgHeartbeat),
+			Term: term + uint64(i), Round: int64(c.clock(p)) + int64(from),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rd := m.Ready(c.clock(p))
+	if len(rd.Late) != 2 || rd.Late[0].To != 1 || rd.Late[0].Round != 0 || rd.Late[1].Round != int64(c.clock(p))+3 {
+		t.Fatalf("%+v", rd.Late)
+	}
+}
+
 func TestEchoedRounds(t *testing.T) {
 	c := quiet(t, 3)
 	l := c.elect(1)
