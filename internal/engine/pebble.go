@@ -1,10 +1,8 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -89,7 +87,7 @@ func (p *Pebble) prepare() error {
 	if p.opts.WAL {
 		// The first log of a new store is begun before Pebble raises its format, so it
 		// could not tell damage from its end. Go on in another.
-		if err := p.db.Flush(); err != nil {
+		if err := p.Flush(); err != nil {
 			return err
 		}
 	}
@@ -192,7 +190,7 @@ func (p *Pebble) NewIter(lower, upper []byte) (effect.Iterator, error) {
 		return nil, err
 	}
 	defer p.release()
-	return newIter(p.db, lower, upper)
+	return readIter(p.db, lower, upper)
 }
 
 // NewSnapshot implements Engine.
@@ -209,7 +207,7 @@ type pebbleSnapshot struct{ s *pebble.Snapshot }
 func (s *pebbleSnapshot) Get(key []byte) ([]byte, bool, error) { return get(s.s, key) }
 
 func (s *pebbleSnapshot) NewIter(lower, upper []byte) (effect.Iterator, error) {
-	return newIter(s.s, lower, upper)
+	return readIter(s.s, lower, upper)
 }
 
 func (s *pebbleSnapshot) Close() error { return mapErr(s.s.Close()) }
@@ -327,74 +325,4 @@ func (p *Pebble) Close() error {
 	err := p.db.Close()
 	p.closeFS()
 	return mapErr(err)
-}
-
-// clearStaging makes an empty staging directory.
-func (p *Pebble) clearStaging() error {
-	if err := p.fs.RemoveAll(p.staging); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return p.fs.MkdirAll(p.staging, 0o755)
-}
-
-// Stage implements Engine.
-func (p *Pebble) Stage(name string, sst []byte) error {
-	if err := p.use(); err != nil {
-		return err
-	}
-	defer p.release()
-	if strings.ContainsAny(name, `/\`) || name == "" || name[0] == '.' {
-		return fault.New(fault.Internal, "%q is no name for a staged file", name)
-	}
-	path := p.fs.PathJoin(p.staging, name)
-	f, err := p.fs.Create(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return mapErr(err)
-	}
-	if _, err = f.Write(sst); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		p.fs.Remove(path)
-		return mapErr(err)
-	}
-	return nil
-}
-
-// Unstage implements Engine.
-func (p *Pebble) Unstage(names ...string) {
-	if p.use() != nil {
-		return
-	}
-	defer p.release()
-	for _, n := range names {
-		p.fs.Remove(p.fs.PathJoin(p.staging, n)) // opening clears what stays behind
-	}
-}
-
-// Ingest implements Engine. It is durable on return: Pebble syncs the links and the
-// manifest, and flushes memtables that the files overlap first.
-func (p *Pebble) Ingest(names ...string) error {
-	if err := p.use(); err != nil {
-		return err
-	}
-	defer p.release()
-	if err := p.err(); err != nil {
-		return err
-	}
-	paths := make([]string, len(names))
-	for i, n := range names {
-		paths[i] = p.fs.PathJoin(p.staging, n)
-		if _, err := p.fs.Stat(paths[i]); err != nil {
-			return fault.Wrap(fault.NotFound, err, "no staged file %q", n)
-		}
-	}
-	if err := p.db.Ingest(context.Background(), paths); err != nil {
-		return mapErr(err)
-	}
-	p.version.Add(1)
-	for _, path := range paths {
-		p.fs.Remove(path) // Pebble removes them itself, except empty ones
-	}
-	return p.err()
 }

@@ -1,7 +1,15 @@
 package engine
 
 import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+
 	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/almanacdb/almanac/internal/fault"
 )
 
 // memObject is a sorted file being written to memory.
@@ -48,4 +56,74 @@ func (w *pebbleSSTWriter) Finish() ([]byte, error) {
 		return nil, mapErr(err)
 	}
 	return w.obj.b, nil
+}
+
+// clearStaging makes an empty staging directory.
+func (p *Pebble) clearStaging() error {
+	if err := p.fs.RemoveAll(p.staging); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return p.fs.MkdirAll(p.staging, 0o755)
+}
+
+// Stage implements Engine.
+func (p *Pebble) Stage(name string, sst []byte) error {
+	if err := p.use(); err != nil {
+		return err
+	}
+	defer p.release()
+	if strings.ContainsAny(name, `/\`) || name == "" || name[0] == '.' {
+		return fault.New(fault.Internal, "%q is no name for a staged file", name)
+	}
+	path := p.fs.PathJoin(p.staging, name)
+	f, err := p.fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return mapErr(err)
+	}
+	if _, err = f.Write(sst); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		p.fs.Remove(path)
+		return mapErr(err)
+	}
+	return nil
+}
+
+// Unstage implements Engine.
+func (p *Pebble) Unstage(names ...string) {
+	if p.use() != nil {
+		return
+	}
+	defer p.release()
+	for _, n := range names {
+		p.fs.Remove(p.fs.PathJoin(p.staging, n)) // opening clears what stays behind
+	}
+}
+
+// Ingest implements Engine. It is durable on return: Pebble syncs the links and the
+// manifest, and flushes memtables that the files overlap first.
+func (p *Pebble) Ingest(names ...string) error {
+	if err := p.use(); err != nil {
+		return err
+	}
+	defer p.release()
+	if err := p.err(); err != nil {
+		return err
+	}
+	paths := make([]string, len(names))
+	for i, n := range names {
+		paths[i] = p.fs.PathJoin(p.staging, n)
+		if _, err := p.fs.Stat(paths[i]); err != nil {
+			return fault.Wrap(fault.NotFound, err, "no staged file %q", n)
+		}
+	}
+	if err := p.db.Ingest(context.Background(), paths); err != nil {
+		return mapErr(err)
+	}
+	p.version.Add(1)
+	for _, path := range paths {
+		p.fs.Remove(path) // Pebble removes them itself, except empty ones
+	}
+	return p.err()
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -210,6 +211,41 @@ func TestDamagedLog(t *testing.T) {
 	}
 	writeFile(t, clone, log, good)
 	mustOpenPebble(t, Options{WAL: true, FS: clone}).Close()
+}
+
+// TestTornLog cuts the power while any part of what was not synced may have reached the
+// disk: the store opens, with all that was synced and a prefix of the rest.
+func TestTornLog(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		fs := vfs.NewCrashableMem()
+		e := mustOpenPebble(t, Options{WAL: true, FS: fs})
+		value := strings.Repeat("v", 1+rng.IntN(9000))
+		synced, all := rng.IntN(20), 40
+		for i := range all {
+			mustSet(t, e, i < synced, fmt.Sprintf("k%02d", i), value)
+		}
+		clone := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rng})
+		e.Close()
+		e = mustOpenPebble(t, Options{WAL: true, FS: clone})
+		n := 0
+		for i := range all {
+			v, ok, err := e.Get(fmt.Appendf(nil, "k%02d", i))
+			if err != nil || ok && string(v) != value {
+				t.Fatalf("seed %d: %v, %d bytes", seed, err, len(v))
+			}
+			if ok && n != i {
+				t.Fatalf("seed %d: commit %d is there without %d", seed, i, n)
+			}
+			if ok {
+				n++
+			}
+		}
+		if n < synced {
+			t.Fatalf("seed %d: %d commits are left of %d that were synced", seed, n, synced)
+		}
+		e.Close()
+	}
 }
 
 // TestLogFailureIsFatal fails the sync of the write-ahead log: the commit must not be
