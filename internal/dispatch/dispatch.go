@@ -119,14 +119,6 @@ func (d *Dispatcher) Open(now clock.Mono, r effect.Reader, id SessionID, parts [
 	return nil
 }
 
-// Credit gives a session credits: granted is the sum since it opened.
-func (d *Dispatcher) Credit(now clock.Mono, id SessionID, granted uint64) {
-	if s := d.session(id); s != nil {
-		s.lastSeen = now
-		s.granted = max(s.granted, granted)
-	}
-}
-
 // Close ends a session; what it holds returns to its group at once.
 func (d *Dispatcher) Close(id SessionID) {
 	if s := d.session(id); s != nil {

@@ -137,56 +137,33 @@ func (r *Replica) pump(now clock.Mono) bool {
 
 func (r *Replica) emit(out dispatch.Out) { r.env.SendSession(r.id, out) }
 
-// SessionCall is a gateway's word about a hand-out session.
-type SessionCall struct {
+// SessionOpen opens or refreshes a gateway's hand-out session.
+type SessionOpen struct {
 	Gateway base.NodeID
-	ID      uint64
-	Method  wire.Method
-	Body    []byte
-	// Done answers MethodSessionOpen; for the other methods it may be nil.
-	Done func(error)
+	Request wire.SessionOpen
+	Done    func(error) // on the worker; must not block
 }
 
-func (r *Replica) session(now clock.Mono, c *SessionCall) {
-	if c.Done == nil {
-		c.Done = func(error) {}
-	}
+// SessionClose closes a hand-out session.
+type SessionClose struct {
+	Session dispatch.SessionID
+}
+
+func (r *Replica) openSession(now clock.Mono, o *SessionOpen) {
 	switch {
 	case !r.status.Orderer:
-		c.Done(r.notLeader())
-		return
+		o.Done(r.notLeader())
 	case !r.serving:
-		r.holdEarly(c, c.Done)
-		return
+		r.holdEarly(o, o.Done)
 	case r.events == nil:
-		c.Done(fault.New(fault.Invalid, "range %d holds no events", r.id).OnRange(r.id))
-		return
-	}
-	id := dispatch.SessionID{Gateway: c.Gateway, ID: c.ID}
-	switch c.Method {
-	case wire.MethodSessionOpen:
-		c.Done(r.openSession(now, id, c.Body))
-	case wire.MethodSessionCredit:
-		var m wire.SessionCredit
-		err := m.Decode(c.Body)
-		if err == nil {
-			r.events.Credit(now, id, m.Granted)
-		}
-		c.Done(err)
-	case wire.MethodSessionClose:
-		r.events.Close(id)
-		c.Done(nil)
+		o.Done(fault.New(fault.Invalid, "range %d holds no events", r.id).OnRange(r.id))
 	default:
-		c.Done(fault.New(fault.Invalid, "method %d is not about sessions", c.Method))
+		o.Done(r.openLanes(now, o))
 	}
 }
 
-func (r *Replica) openSession(now clock.Mono, id dispatch.SessionID, body []byte) error {
-	var m wire.SessionOpen
-	err := m.Decode(body)
-	if err != nil {
-		return err
-	}
+func (r *Replica) openLanes(now clock.Mono, o *SessionOpen) error {
+	m := &o.Request
 	parts := make([]base.PartitionID, len(m.Partitions))
 	for i, p := range m.Partitions {
 		parts[i] = base.PartitionID{Topic: m.Topic, Partition: p}
@@ -194,5 +171,12 @@ func (r *Replica) openSession(now clock.Mono, id dispatch.SessionID, body []byte
 			return fault.New(fault.WrongRange, "partition %v is not in range %d", parts[i], r.id).OnRange(r.id)
 		}
 	}
+	id := dispatch.SessionID{Gateway: o.Gateway, ID: m.Session}
 	return r.events.Open(now, r.opts.Engine, id, parts, m.Group, m.Granted)
+}
+
+func (r *Replica) closeSession(c SessionClose) {
+	if r.events != nil {
+		r.events.Close(c.Session)
+	}
 }

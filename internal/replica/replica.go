@@ -213,8 +213,10 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 		r.stampRequest(now, m)
 	case ClockSample:
 		r.clockSample(now, m)
-	case *SessionCall:
-		r.session(now, m)
+	case *SessionOpen:
+		r.openSession(now, m)
+	case SessionClose:
+		r.closeSession(m)
 	case *SnapshotArrived:
 		r.snapshotArrived(now, m)
 	case SnapshotSent:

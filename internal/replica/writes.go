@@ -164,10 +164,8 @@ func Refuse(item any, why error) {
 		m.Done(why)
 	case *SnapshotArrived:
 		m.Files.Abort()
-	case *SessionCall:
-		if m.Done != nil {
-			m.Done(why)
-		}
+	case *SessionOpen:
+		m.Done(why)
 	}
 }
 

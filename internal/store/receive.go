@@ -6,6 +6,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/command"
+	"github.com/almanacdb/almanac/internal/dispatch"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/replica"
 	"github.com/almanacdb/almanac/internal/transport"
@@ -78,8 +79,10 @@ func (s *Store) handle(from base.NodeID, c *wire.Call, done Done) {
 		s.opts.Background(func() { s.handleRemove(c, done) })
 	case wire.MethodSnapshotFile:
 		s.opts.Background(func() { s.handleSnapshotFile(from, c, done) })
-	case wire.MethodSessionOpen, wire.MethodSessionCredit, wire.MethodSessionClose:
-		s.handleSession(from, c, done)
+	case wire.MethodSessionOpen:
+		s.handleSessionOpen(from, c, done)
+	case wire.MethodSessionClose:
+		s.handleSessionClose(from, c, done)
 	case wire.MethodSessionEvents, wire.MethodSessionEnd:
 		s.sessions.arrived(from, c)
 	default:
@@ -152,18 +155,22 @@ func (s *Store) handleRead(c *wire.Call, done Done) {
 	s.Barrier(c.Range, &replica.Barrier{At: m.At, Newest: m.Newest, Apply: true, Deadline: s.deadline(c), Done: read})
 }
 
-func (s *Store) handleSession(from base.NodeID, c *wire.Call, done Done) {
-	item := &replica.SessionCall{Gateway: from, ID: c.ID, Method: c.Method, Body: c.Body}
-	if c.Method == wire.MethodSessionOpen {
-		var m wire.SessionOpen
-		if err := m.Decode(c.Body); err != nil {
-			done(nil, err)
-			return
-		}
-		item.ID = m.Session
-		item.Done = func(err error) { done(nil, err) }
+func (s *Store) handleSessionOpen(from base.NodeID, c *wire.Call, done Done) {
+	item := &replica.SessionOpen{Gateway: from, Done: func(err error) { done(nil, err) }}
+	err := item.Request.Decode(c.Body)
+	if err == nil {
+		err = s.Post(c.Range, item)
 	}
-	if err := s.Post(c.Range, item); err != nil && item.Done != nil {
-		item.Done(err)
+	if err != nil {
+		done(nil, err)
 	}
+}
+
+func (s *Store) handleSessionClose(from base.NodeID, c *wire.Call, done Done) {
+	var m wire.SessionClose
+	err := m.Decode(c.Body)
+	if err == nil {
+		err = s.Post(c.Range, replica.SessionClose{Session: dispatch.SessionID{Gateway: from, ID: m.Session}})
+	}
+	done(nil, err)
 }

@@ -100,5 +100,5 @@ func (s *Store) SendSession(r base.RangeID, out dispatch.Out) {
 
 // abandon closes a session whose gateway can't be told: what it holds returns at once.
 func (s *Store) abandon(r base.RangeID, id dispatch.SessionID) {
-	_ = s.Post(r, &replica.SessionCall{Gateway: id.Gateway, ID: id.ID, Method: wire.MethodSessionClose})
+	_ = s.Post(r, replica.SessionClose{Session: id})
 }

@@ -20,7 +20,7 @@ func bodyGens() map[string]*rapid.Generator[Body] {
 		"ReplicaRemove":    bodies[ReplicaRemove](),
 		"SnapshotFile":     bodies[SnapshotFile](),
 		"SessionOpen":      bodies[SessionOpen](),
-		"SessionCredit":    bodies[SessionCredit](),
+		"SessionClose":     bodies[SessionClose](),
 		"SessionEvents":    bodies[SessionEvents](),
 		"ReadRequest":      bodies[ReadRequest](),
 		"ReadReply":        bodies[ReadReply](),

@@ -36,19 +36,18 @@ func (x *SessionOpen) Decode(b []byte) error {
 	return d.end()
 }
 
-// SessionCredit lets more events of a session be handed out. Granted counts from the
-// session's beginning, so that a lost or repeated message does no harm.
-type SessionCredit struct {
-	Granted uint64
+// SessionClose closes a session: what it holds returns to its group.
+type SessionClose struct {
+	Session uint64
 }
 
 // Append implements Body.
-func (x *SessionCredit) Append(b []byte) []byte { return appendUvarint(b, x.Granted) }
+func (x *SessionClose) Append(b []byte) []byte { return appendUvarint(b, x.Session) }
 
 // Decode implements Body.
-func (x *SessionCredit) Decode(b []byte) error {
+func (x *SessionClose) Decode(b []byte) error {
 	d := decoder{b: b}
-	x.Granted = d.uvarint()
+	x.Session = d.uvarint()
 	return d.end()
 }
 

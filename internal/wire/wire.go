@@ -47,9 +47,8 @@ const (
 	MethodSnapshotFile  Method = 8  // body: SnapshotFile; reply: empty
 	MethodRead          Method = 9  // body: ReadRequest at an orderer; reply: ReadReply
 	MethodAdmin         Method = 10 // body: placement request; reply: placement answer
-	MethodSessionOpen   Method = 16 // hand-out session: ID is the session
-	MethodSessionCredit Method = 17 // no reply
-	MethodSessionClose  Method = 18 // no reply
-	MethodSessionEvents Method = 19 // orderer → gateway, no reply
-	MethodSessionEnd    Method = 20 // orderer → gateway, no reply
+	MethodSessionOpen   Method = 16 // body: SessionOpen; reply: empty
+	MethodSessionClose  Method = 18 // body: SessionClose; reply: empty
+	MethodSessionEvents Method = 19 // body: SessionEvents; orderer → gateway, ID is the session, no reply
+	MethodSessionEnd    Method = 20 // body: SessionEnd; orderer → gateway, ID is the session, no reply
 )
