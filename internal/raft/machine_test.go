@@ -493,3 +493,33 @@ func TestBrokenInvariant(t *testing.T) {
 	}()
 	(&logger{rangeID: testRange, replica: 1}).Panicf("entry %d", 7)
 }
+
+// TestHeartbeatAfterACut has a heartbeat commit what an append of the same turn cut off.
+func TestHeartbeatAfterACut(t *testing.T) {
+	c := quiet(t, 3)
+	p, m := c.peer(2), c.peer(2).machine
+	step := func(from base.ReplicaID, kind pb.MessageType, term, commit uint64, entries ...base.Entry) {
+		t.Helper()
+		msg := effect.Message{
+			Range: testRange, From: from, To: 2, Type: effect.MessageType(kind), Term: term, Commit: commit, Entries: entries,
+		}
+		if kind == pb.MsgApp {
+			msg.Index, msg.LogTerm = 10, 5
+		}
+		if err := m.Step(c.clock(p), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := []byte("x")
+	step(1, pb.MsgApp, 6, 10, base.Entry{Index: 11, Term: 6, Type: 1, Data: x}, base.Entry{Index: 12, Term: 6, Type: 1, Data: x})
+	obey(c, p)
+	step(3, pb.MsgApp, 7, 10, base.Entry{Index: 11, Term: 7, Type: 1, Data: x})
+	step(3, pb.MsgHeartbeat, 7, 12)
+	if st := m.Status(); st.Commit > 11 {
+		t.Fatalf("commit index %d in a log of 11", st.Commit)
+	}
+	obey(c, p)
+	if p.log.Last() != 11 {
+		t.Fatalf("log ends at %d", p.log.Last())
+	}
+}
