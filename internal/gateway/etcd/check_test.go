@@ -130,6 +130,9 @@ func TestRequestChecks(t *testing.T) {
 		{"write txn reads the future", then(put("x"), rangeReq(&pb.RangeRequest{Key: key, Revision: future})), rpctypes.ErrFutureRev},
 		{"read txn reads the compacted", then(rangeReq(&pb.RangeRequest{Key: key, Revision: past})), rpctypes.ErrCompacted},
 		{"read txn reads the future", then(rangeReq(&pb.RangeRequest{Key: key, Revision: future})), rpctypes.ErrFutureRev},
+		{"compared read txn reads the future", txn(&pb.TxnRequest{
+			Compare: []*pb.Compare{{Key: key, Target: pb.Compare_VERSION, Result: pb.Compare_GREATER}},
+			Success: ops{rangeReq(&pb.RangeRequest{Key: key, Revision: future})}}), rpctypes.ErrFutureRev},
 		{"txn too large", then(putReq(&pb.PutRequest{Key: key, Value: big})), rpctypes.ErrRequestTooLarge},
 
 		{"128 operations", then(repeat(128, func(i int) *pb.RequestOp { return put(fmt.Sprint(i)) })...), nil},

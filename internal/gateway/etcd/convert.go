@@ -43,27 +43,27 @@ func upper(revision int64) base.Timestamp {
 
 func lower(revision int64) base.Timestamp { return base.Timestamp(max(revision, 0)) }
 
-func rangeOptions(r *pb.RangeRequest) mvcc.RangeOptions {
+func (s *Server) rangeOp(r *pb.RangeRequest) mvcc.Op {
 	order := mvcc.SortOrder(r.SortOrder)
 	if order == mvcc.SortNone && r.SortTarget != pb.RangeRequest_KEY {
 		order = mvcc.SortAscend
 	}
-	return mvcc.RangeOptions{
-		At:        upper(r.Revision),
-		Limit:     max(r.Limit, 0),
-		CountOnly: r.CountOnly,
-		KeysOnly:  r.KeysOnly,
-		Sort:      mvcc.SortTarget(r.SortTarget),
-		Order:     order,
-		MinMod:    lower(r.MinModRevision),
-		MaxMod:    upper(r.MaxModRevision),
-		MinCreate: lower(r.MinCreateRevision),
-		MaxCreate: upper(r.MaxCreateRevision),
+	return mvcc.Op{
+		Kind: mvcc.OpRange,
+		Span: s.span(r.Key, r.RangeEnd),
+		Range: mvcc.RangeOptions{
+			At:        upper(r.Revision),
+			Limit:     max(r.Limit, 0),
+			CountOnly: r.CountOnly,
+			KeysOnly:  r.KeysOnly,
+			Sort:      mvcc.SortTarget(r.SortTarget),
+			Order:     order,
+			MinMod:    lower(r.MinModRevision),
+			MaxMod:    upper(r.MaxModRevision),
+			MinCreate: lower(r.MinCreateRevision),
+			MaxCreate: upper(r.MaxCreateRevision),
+		},
 	}
-}
-
-func (s *Server) rangeOp(r *pb.RangeRequest) mvcc.Op {
-	return mvcc.Op{Kind: mvcc.OpRange, Span: s.span(r.Key, r.RangeEnd), Range: rangeOptions(r)}
 }
 
 func (s *Server) putOp(r *pb.PutRequest) mvcc.Op {

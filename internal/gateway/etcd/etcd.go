@@ -15,7 +15,6 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/keys"
 	"github.com/almanacdb/almanac/internal/mvcc"
-	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // Limits, as etcd sets them.
@@ -36,15 +35,15 @@ const APIVersion = "3.6.0"
 // in belong to Keys from then on; those that are returned belong to the caller.
 // Errors are faults.
 type Keys interface {
-	// Range does one or more reads at one timestamp, in order. A read with its own
-	// Options.At is exact at that; the others read at `at`. With at == 0 they are
-	// linearizable at a fresh timestamp, or, if local, at what the replica that answers
-	// is closed to; with at != 0 they are exact, local or not. A span whose end is not
-	// above its start holds no key.
+	// Range does one or more reads, all of kind mvcc.OpRange, at one timestamp, in order. A
+	// read with its own Range.At is exact at that; the others read at `at`. With at == 0
+	// they are linearizable at a fresh timestamp, or, if local, at what the replica that
+	// answers is closed to; with at != 0 they are exact, local or not. A span whose end is
+	// not above its start holds no key.
 	//
-	// The revision is the timestamp that was read at, or a later one that the oracle has
-	// issued; what the oracle has not issued is a FutureRevision (K5).
-	Range(ctx context.Context, reads []wire.Read, at base.Timestamp, local bool) (results []mvcc.RangeResult, revision base.Timestamp, err error)
+	// The revision is that one timestamp. With at == 0, a Range.At that the oracle has not
+	// issued is a FutureRevision (K5); with at != 0, every Range.At is at or below it.
+	Range(ctx context.Context, reads []mvcc.Op, at base.Timestamp, local bool) (results []mvcc.RangeResult, revision base.Timestamp, err error)
 
 	// Txn evaluates txn in one log entry and returns its commit timestamp. NotFound
 	// says that a put was to keep the value or lease of a key that does not exist.

@@ -16,7 +16,6 @@ import (
 	"github.com/almanacdb/almanac/internal/engine"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
-	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // fakeKeys is a keyspace of one replica: the real state machine over the in-memory
@@ -60,7 +59,7 @@ func (f *fakeKeys) issue() base.Timestamp {
 	return f.clock
 }
 
-func (f *fakeKeys) Range(ctx context.Context, reads []wire.Read, at base.Timestamp, local bool) ([]mvcc.RangeResult, base.Timestamp, error) {
+func (f *fakeKeys) Range(ctx context.Context, reads []mvcc.Op, at base.Timestamp, local bool) ([]mvcc.RangeResult, base.Timestamp, error) {
 	if err := f.enter(ctx); err != nil {
 		return nil, 0, err
 	}
@@ -78,14 +77,14 @@ func (f *fakeKeys) Range(ctx context.Context, reads []wire.Read, at base.Timesta
 	}
 	results := make([]mvcc.RangeResult, len(reads))
 	for i, read := range reads {
-		if read.Options.At == 0 {
-			read.Options.At = at
+		if read.Range.At == 0 {
+			read.Range.At = at
 		}
-		if err := mvcc.CheckAt(read.Options.At, f.horizon, f.clock); err != nil {
+		if err := mvcc.CheckAt(read.Range.At, f.horizon, f.clock); err != nil {
 			return nil, 0, err
 		}
 		var err error
-		if results[i], err = mvcc.Range(f.eng, read.Span, read.Options); err != nil {
+		if results[i], err = mvcc.Range(f.eng, read.Span, read.Range); err != nil {
 			return nil, 0, err
 		}
 	}

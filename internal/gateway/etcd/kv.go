@@ -8,7 +8,6 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/mvcc"
-	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // kvServer is etcd's KV service. Embedding the Unsafe interface makes a method that a
@@ -40,12 +39,11 @@ func (s *kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResp
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	read := wire.Read{Span: s.span(r.Key, r.RangeEnd), Options: rangeOptions(r)}
-	read.Options.At = 0
-	at := lower(r.Revision) // outside a transaction a negative revision means the newest
+	read := s.rangeOp(r)
+	read.Range.At = lower(r.Revision) // outside a transaction, a negative one means the newest
 	bounded, cancel := s.within(ctx)
 	defer cancel()
-	results, revision, err := s.keys.Range(bounded, []wire.Read{read}, at, r.Serializable)
+	results, revision, err := s.keys.Range(bounded, []mvcc.Op{read}, 0, r.Serializable)
 	if err != nil {
 		return nil, toStatus(ctx, err)
 	}

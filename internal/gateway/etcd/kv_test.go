@@ -9,7 +9,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/almanacdb/almanac/internal/wire"
+	"github.com/almanacdb/almanac/internal/mvcc"
 )
 
 // show writes key=value of an answer, in its order.
@@ -221,8 +221,8 @@ func TestConversionAllocates(t *testing.T) {
 		r.put(fmt.Sprintf("k%03d", i), "value")
 	}
 	s := New(r.keys, r.node, Options{})
-	read := wire.Read{Span: s.span([]byte("k"), []byte("l"))}
-	results, at, err := r.keys.Range(r.ctx(), []wire.Read{read}, 0, false)
+	read := mvcc.Op{Kind: mvcc.OpRange, Span: s.span([]byte("k"), []byte("l"))}
+	results, at, err := r.keys.Range(r.ctx(), []mvcc.Op{read}, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
-	"github.com/almanacdb/almanac/internal/wire"
 )
 
 // writes says whether any branch of txn may write.
@@ -59,7 +59,12 @@ func (s *Server) readTxn(ctx context.Context, txn *mvcc.Txn, local bool) (*mvcc.
 	decide(txn, seen, taken)
 	reads := appendReads(nil, txn, taken)
 	if len(looks)+len(reads) == 0 { // nothing to look at: for the revision, look anywhere
-		reads = []wire.Read{{Span: s.span([]byte{0}, nil), Options: mvcc.RangeOptions{CountOnly: true}}}
+		reads = []mvcc.Op{{Kind: mvcc.OpRange, Span: s.span([]byte{0}, nil), Range: mvcc.RangeOptions{CountOnly: true}}}
+	}
+	for i := range reads {
+		if own := reads[i].Range.At; at != 0 && own > at {
+			return nil, 0, fault.New(fault.FutureRevision, "revision %d is above the transaction's own, %d", own, at)
+		}
 	}
 	if len(reads) > 0 {
 		if results, at, err = s.keys.Range(ctx, reads, at, local); err != nil {
@@ -70,10 +75,14 @@ func (s *Server) readTxn(ctx context.Context, txn *mvcc.Txn, local bool) (*mvcc.
 }
 
 // appendLooks lists what the compares of txn look at, nested ones included.
-func appendLooks(looks []wire.Read, txn *mvcc.Txn) []wire.Read {
+func appendLooks(looks []mvcc.Op, txn *mvcc.Txn) []mvcc.Op {
 	for i := range txn.Compares {
 		c := &txn.Compares[i]
-		looks = append(looks, wire.Read{Span: c.Span, Options: mvcc.RangeOptions{KeysOnly: c.Target != mvcc.TargetValue}})
+		looks = append(looks, mvcc.Op{
+			Kind:  mvcc.OpRange,
+			Span:  c.Span,
+			Range: mvcc.RangeOptions{KeysOnly: c.Target != mvcc.TargetValue},
+		})
 	}
 	for _, branch := range [...][]mvcc.Op{txn.Then, txn.Else} {
 		for i := range branch {
@@ -111,13 +120,13 @@ func chosen(txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []mvcc.Op {
 	return txn.Else
 }
 
-func appendReads(reads []wire.Read, txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []wire.Read {
+func appendReads(reads []mvcc.Op, txn *mvcc.Txn, taken map[*mvcc.Txn]bool) []mvcc.Op {
 	ops := chosen(txn, taken)
 	for i := range ops {
 		if op := &ops[i]; op.Kind == mvcc.OpTxn {
 			reads = appendReads(reads, op.Txn, taken)
 		} else {
-			reads = append(reads, wire.Read{Span: op.Span, Options: op.Range})
+			reads = append(reads, *op)
 		}
 	}
 	return reads
