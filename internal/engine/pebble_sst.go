@@ -80,7 +80,13 @@ func (p *Pebble) Stage(name string, sst []byte) error {
 	if err != nil {
 		return mapErr(err)
 	}
-	if _, err = f.Write(sst); err == nil {
+	buf := make([]byte, min(len(sst), 64<<10))
+	for rest := sst; err == nil && len(rest) > 0; {
+		n := copy(buf, rest) // a vfs.File may write into what it is given
+		_, err = f.Write(buf[:n])
+		rest = rest[n:]
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
