@@ -254,6 +254,10 @@ func TestDeadlineOfWrite(t *testing.T) {
 	if errors.As(err, &e); e.Remedy == "" {
 		t.Error("no remedy")
 	}
+	c.opts.Timeout = 20 * time.Millisecond // the same without a deadline of the caller's
+	_, err = c.KV.Put(t.Context(), []byte("slow"), nil)
+	wantReason(t, err, ReasonDeadline)
+	c.opts.Timeout = time.Minute
 	close(release)
 	for range 10 {
 		must[uint64](t)(c.KV.Put(t.Context(), []byte("k"), nil))

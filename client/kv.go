@@ -189,14 +189,37 @@ func (kv *KV) Delete(ctx context.Context, span Span) (DeleteResult, error) {
 
 // roundTrip does one KV call with retries. It returns an untyped nil error or an *Error.
 func (c *Client) roundTrip(ctx context.Context, k safety, call *almanacv1.StreamCall) (*almanacv1.StreamReply, error) {
-	ctx, cancel := c.bound(ctx)
-	defer cancel()
+	deadline, bounded := ctx.Deadline()
+	if !bounded && c.opts.Timeout > 0 {
+		deadline = time.Now().Add(c.opts.Timeout)
+	}
 	a := attempts{c: c}
 	for {
 		s := a.server()
-		reply, e := s.call(ctx, call)
-		if e == nil {
-			return reply, nil
+		var reply *almanacv1.StreamReply
+		var e *Error
+		m := s.live()
+		if m != nil {
+			reply, e = m.call(ctx, deadline, call)
+			if e == nil {
+				return reply, nil
+			}
+		}
+		// All that may take time besides the answer needs a context with the deadline;
+		// a call that goes well does without.
+		if !bounded && !deadline.IsZero() {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline)
+			defer cancel() // once: then it is bounded
+			bounded = true
+		}
+		if m == nil {
+			if m, e = s.join(ctx); e == nil {
+				reply, e = m.call(ctx, deadline, call)
+			}
+			if e == nil {
+				return reply, nil
+			}
 		}
 		if e = a.again(ctx, k, s, e); e != nil {
 			return nil, e

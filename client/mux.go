@@ -52,8 +52,28 @@ type flight struct {
 	id    uint64
 	frame uint64
 	done  chan struct{} // one token: reply or err is set
+	timer *time.Timer   // of the deadline; nil before the first use
 	reply *almanacv1.StreamReply
 	err   *Error
+}
+
+// alarm sets the flight's timer.
+func (f *flight) alarm(d time.Duration) <-chan time.Time {
+	if f.timer == nil {
+		f.timer = time.NewTimer(d)
+	} else {
+		f.timer.Reset(d)
+	}
+	return f.timer.C
+}
+
+// land gives the flight back to the pool, silent and empty.
+func (f *flight) land() {
+	if f.timer != nil {
+		f.timer.Stop()
+	}
+	f.reply, f.err = nil, nil
+	flights.Put(f)
 }
 
 var flights = sync.Pool{New: func() any { return &flight{done: make(chan struct{}, 1)} }}
@@ -77,34 +97,31 @@ func openMux(conn *grpc.ClientConn) (*mux, *Error) {
 	return m, nil
 }
 
-// call sends one call and waits for its reply. The call is encoded before call returns;
-// its id and timeout are overwritten.
-func (m *mux) call(ctx context.Context, call *almanacv1.StreamCall) (*almanacv1.StreamReply, *Error) {
-	if deadline, ok := ctx.Deadline(); ok {
-		call.TimeoutMs = max(1, time.Until(deadline).Milliseconds())
-	}
+// call sends one call and waits for its reply, until the deadline (zero: none) or until
+// ctx ends. The call is encoded before call returns; its id and timeout are overwritten.
+func (m *mux) call(ctx context.Context, deadline time.Time, call *almanacv1.StreamCall) (*almanacv1.StreamReply, *Error) {
 	f := flights.Get().(*flight)
+	var late <-chan time.Time
+	call.TimeoutMs = 0
+	if !deadline.IsZero() {
+		left := time.Until(deadline)
+		call.TimeoutMs = max(1, left.Milliseconds())
+		late = f.alarm(left)
+	}
 	if err := m.enqueue(f, call); err != nil {
-		flights.Put(f)
+		f.land()
 		return nil, err
 	}
 	var abandoned error
 	select {
 	case <-f.done:
 	case <-ctx.Done():
-		m.mu.Lock()
-		if m.flying[f.id] == f {
-			delete(m.flying, f.id)
-			abandoned = ctx.Err()
-		}
-		m.mu.Unlock()
-		if abandoned == nil {
-			<-f.done // settled in the meantime
-		}
+		abandoned = m.abandon(f, ctx.Err())
+	case <-late:
+		abandoned = m.abandon(f, context.DeadlineExceeded)
 	}
 	reply, err := f.reply, f.err
-	f.reply, f.err = nil, nil
-	flights.Put(f)
+	f.land()
 	if abandoned != nil {
 		return nil, fromContext(abandoned)
 	}
@@ -115,6 +132,22 @@ func (m *mux) call(ctx context.Context, call *almanacv1.StreamCall) (*almanacv1.
 		return nil, fromProto(e)
 	}
 	return reply, nil
+}
+
+// abandon takes a call out of flight and returns why, or nil if it was settled in the
+// meantime.
+func (m *mux) abandon(f *flight, why error) error {
+	m.mu.Lock()
+	flying := m.flying[f.id] == f
+	if flying {
+		delete(m.flying, f.id)
+	}
+	m.mu.Unlock()
+	if flying {
+		return why
+	}
+	<-f.done
+	return nil
 }
 
 // enqueue encodes the call into the frame that waits to be sent.
@@ -251,24 +284,18 @@ func (m *mux) broken() bool {
 	return m.err != nil
 }
 
-// call sends one KV call on the server's shared stream.
-func (s *server) call(ctx context.Context, call *almanacv1.StreamCall) (*almanacv1.StreamReply, *Error) {
-	m, err := s.sharedMux(ctx)
-	if err != nil {
-		return nil, err
+// live returns the shared stream, or nil if there is none just now.
+func (s *server) live() *mux {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mux != nil && s.mux.broken() {
+		s.mux = nil
 	}
-	return m.call(ctx, call)
+	return s.mux
 }
 
-// sharedMux returns the shared stream, opened if need be.
-func (s *server) sharedMux(ctx context.Context) (*mux, *Error) {
-	s.mu.Lock()
-	m := s.mux
-	if m != nil && !m.broken() {
-		s.mu.Unlock()
-		return m, nil
-	}
-	s.mu.Unlock()
+// join returns the shared stream, opened if need be.
+func (s *server) join(ctx context.Context) (*mux, *Error) {
 	if err := s.connected(ctx); err != nil {
 		return nil, err
 	}
