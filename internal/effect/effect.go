@@ -77,11 +77,13 @@ type Iterator interface {
 	SeekGE(key []byte) bool
 	SeekLT(key []byte) bool
 	// SeekPrefixGE seeks to the first key at or after key that shares key's prefix
-	// (keys.Split); it may use a filter. Only Next may follow it, within that prefix.
+	// (keys.Split); it may use a filter. Only Next may follow it, within that prefix. key
+	// lies within the bounds.
 	SeekPrefixGE(key []byte) bool
 	Next() bool
 	Prev() bool
-	// NextPrefix moves to the first key with another prefix (keys.Split).
+	// NextPrefix moves to the first key with another prefix (keys.Split). It needs an
+	// upper bound that is nil or a whole prefix.
 	NextPrefix() bool
 	Valid() bool
 	Key() []byte
