@@ -468,3 +468,51 @@ func BenchmarkBatch(b *testing.B) {
 		e.Close()
 	}
 }
+
+// TestMachineFileSystem goes once through commit, ingest, close and reopen on the real
+// file system, with a cache shared by both kinds of engine.
+func TestMachineFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	cache := NewCache(1 << 20)
+	defer cache.Unref()
+	for range 2 { // the second time on what the first left
+		for _, wal := range []bool{true, false} {
+			e, err := OpenPebble(path.Join(dir, fmt.Sprint(wal)), Options{WAL: wal, Cache: cache})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustSet(t, e, wal, "a", "1")
+			w := e.NewSST()
+			w.DeleteRange([]byte("b"), []byte("d"))
+			w.Set([]byte("c"), []byte("2"))
+			f, err := w.Finish()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Stage("s", f); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Ingest("s"); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := e.DiskUsage([]byte("a"), nil); n == 0 || err != nil {
+				t.Fatal(n, err)
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			e, err = OpenPebble(path.Join(dir, fmt.Sprint(wal)), Options{WAL: wal, Cache: cache})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantGet(t, e, "a", "1")
+			wantGet(t, e, "c", "2")
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
