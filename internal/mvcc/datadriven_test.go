@@ -22,7 +22,7 @@ import (
 //	get a z at=3 limit=2    flags: at limit count keys sort=TARGET desc min-mod ...
 //	txn                     nested; its parts follow, indented
 func TestTranscripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
 		v := newView()
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			var at, horizon uint64

@@ -11,7 +11,7 @@ import (
 )
 
 // newView returns an empty view whose iterators destroy what they lent as soon as they
-// move or close, and that counts writes and refuses them while an iterator is open.
+// move or close, and that counts writes, refuses them while an iterator is open, and refuses inverted bounds.
 func newView() *strictView {
 	return &strictView{View: engine.NewMem(engine.MemOptions{}).NewBatch(true)}
 }
@@ -24,6 +24,9 @@ type strictView struct {
 }
 
 func (v *strictView) NewIter(lower, upper []byte) (effect.Iterator, error) {
+	if lower != nil && bytes.Compare(lower, upper) >= 0 {
+		panic("bounds are inverted")
+	}
 	it, err := v.View.NewIter(lower, upper)
 	v.open++
 	return &strictIter{Iterator: it, v: v}, err
