@@ -356,8 +356,9 @@ func TestCommandsAreWhole(t *testing.T) {
 	})
 }
 
-// A count or length far above what follows allocates nothing for it.
-func TestHugeCountsAllocateNothing(t *testing.T) {
+// A count or length far above what follows allocates nothing for it; nor is a point
+// taken that is none.
+func TestDamagedCounts(t *testing.T) {
 	huge := binary.AppendUvarint(nil, 1<<62)
 	empty := mustEncode(t, Header{Kind: KindTxn}, &mvcc.Txn{})
 	lists := empty[:headerSize:headerSize]
@@ -367,8 +368,21 @@ func TestHugeCountsAllocateNothing(t *testing.T) {
 		"span":       func() error { _, err := Decode(append(append(lists, 1), huge...)); return err },
 		"compares":   func() error { _, err := Decode(append(append(lists, 0, 0), huge...)); return err },
 		"operations": func() error { _, err := Decode(append(append(lists, 0, 0, 0), huge...)); return err },
-		"state":      func() error { _, err := DecodeState(append([]byte{1, 1}, huge...)); return err },
-		"result":     func() error { _, err := DecodeResult(append([]byte{1, 1, 1}, huge...)); return err },
+		"partitions": func() error {
+			group := mustEncode(t, Header{Kind: KindCreateGroup}, &timeline.CreateGroup{})
+			_, err := Decode(append(group[:len(group)-1:len(group)-1], huge...))
+			return err
+		},
+		"point that does not end in zero": func() error {
+			env := mustEncode(t, Header{Kind: KindTxn}, &mvcc.Txn{
+				Then: []mvcc.Op{{Kind: mvcc.OpDelete, Span: base.PointSpan([]byte("k"))}},
+			})
+			env[bytes.IndexByte(env[headerSize:], 'k')+headerSize+1] = 1
+			_, err := Decode(env)
+			return err
+		},
+		"state":  func() error { _, err := DecodeState(append([]byte{1, 1}, huge...)); return err },
+		"result": func() error { _, err := DecodeResult(append([]byte{1, 1, 1}, huge...)); return err },
 	} {
 		if err := f(); fault.KindOf(err) != fault.Corrupt {
 			t.Errorf("%s: got %v", name, err)
