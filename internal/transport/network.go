@@ -2,12 +2,12 @@ package transport
 
 import (
 	"container/heap"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/invariant"
 	"github.com/almanacdb/almanac/internal/wire"
 )
 
@@ -221,7 +221,7 @@ func (n *Network) Step() bool {
 	n.advance(p.at)
 	msgs, err := wire.DecodeMessages(p.frame)
 	if err != nil {
-		panic(fmt.Sprintf("transport: the codec does not read what it wrote: %v", err))
+		invariant.Violated("the codec does not read what it wrote: %v", err)
 	}
 	if p.target == nil || n.nodes[p.to] != p.target {
 		n.note(TraceLost, p, &msgs[0])

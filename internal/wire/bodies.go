@@ -111,7 +111,7 @@ type ReplicaCreate struct {
 }
 
 // Append implements Body.
-func (x *ReplicaCreate) Append(b []byte) []byte { return AppendRangeDescriptor(b, &x.Descriptor) }
+func (x *ReplicaCreate) Append(b []byte) []byte { return appendRangeDescriptor(b, &x.Descriptor) }
 
 // Decode implements Body.
 func (x *ReplicaCreate) Decode(b []byte) error {

@@ -1,44 +1,28 @@
 package wire
 
-import "github.com/almanacdb/almanac/internal/base"
+import (
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/command"
+)
 
-// AppendRangeDescriptor appends a range descriptor.
-func AppendRangeDescriptor(b []byte, r *base.RangeDescriptor) []byte {
-	b = appendUvarint(b, uint64(r.Range))
-	b = appendSpan(b, &r.Span)
-	b = appendUvarint(b, r.SpanEpoch)
-	b = appendUvarint(b, r.ConfigEpoch)
-	b = append(b, byte(r.Protocol))
-	b = appendUvarint(b, uint64(r.Keyspace))
-	b = appendUvarint(b, uint64(r.Topic))
-	return appendList(b, r.Replicas, func(b []byte, r *base.ReplicaDescriptor) []byte {
-		b = appendUvarint(b, uint64(r.Node))
-		b = appendUvarint(b, uint64(r.Replica))
-		return append(b, byte(r.Role))
-	})
-}
+// Range descriptors travel as they stand on disk, with their length before them where
+// something follows.
 
-// DecodeRangeDescriptor reads what AppendRangeDescriptor wrote, whole. The span aliases b.
-func DecodeRangeDescriptor(b []byte) (base.RangeDescriptor, error) {
-	var r base.RangeDescriptor
-	d := decoder{b: b}
-	decodeRangeDescriptor(&d, &r)
-	return r, d.end()
+func appendRangeDescriptor(b []byte, r *base.RangeDescriptor) []byte {
+	return appendBytes(b, command.EncodeDescriptor(nil, r))
 }
 
 func decodeRangeDescriptor(d *decoder, r *base.RangeDescriptor) {
-	r.Range = base.RangeID(d.uvarint())
-	r.Span = decodeSpan(d)
-	r.SpanEpoch = d.uvarint()
-	r.ConfigEpoch = d.uvarint()
-	r.Protocol = base.Protocol(d.byte())
-	r.Keyspace = base.KeyspaceID(d.uvarint())
-	r.Topic = base.TopicID(d.uvarint())
-	r.Replicas = decodeList(d, 3, func(d *decoder, r *base.ReplicaDescriptor) {
-		r.Node = base.NodeID(d.uvarint())
-		r.Replica = base.ReplicaID(d.uvarint())
-		r.Role = base.Role(d.byte())
-	})
+	b := d.bytes()
+	if d.err != nil {
+		return
+	}
+	got, err := command.DecodeDescriptor(b)
+	if err != nil {
+		d.fail("%v", err)
+		return
+	}
+	*r = *got
 }
 
 // AppendNodeDescriptor appends a node descriptor.

@@ -7,6 +7,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/invariant"
 )
 
 // A frame is a format version byte, the CRC32C of the messages in little-endian order,
@@ -86,7 +87,8 @@ func AppendMessage(b []byte, m *Message) []byte {
 		b = appendFault(b, r.Fault)
 		return appendBytes(b, r.Body)
 	}
-	panic("wire: a message must have one field set")
+	invariant.Violated("a message between nodes has one field set")
+	return b
 }
 
 func decodeMessage(d *decoder) Message {

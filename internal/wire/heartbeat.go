@@ -100,7 +100,7 @@ func decodeReplicaStatus(d *decoder, r *ReplicaStatus) {
 // Append implements Body.
 func (x *HeartbeatReply) Append(b []byte) []byte {
 	b = appendList(b, x.Nodes, AppendNodeDescriptor)
-	b = appendList(b, x.Create, AppendRangeDescriptor)
+	b = appendList(b, x.Create, appendRangeDescriptor)
 	b = appendList(b, x.Remove, func(b []byte, r *ReplicaRemove) []byte { return r.Append(b) })
 	return appendList(b, x.Transfer, func(b []byte, t *LeaderTransfer) []byte {
 		return appendUvarint(appendUvarint(b, uint64(t.Range)), uint64(t.To))
@@ -111,7 +111,7 @@ func (x *HeartbeatReply) Append(b []byte) []byte {
 func (x *HeartbeatReply) Decode(b []byte) error {
 	d := decoder{b: b}
 	x.Nodes = decodeList(&d, 5, decodeNodeDescriptor)
-	x.Create = decodeList(&d, 9, decodeRangeDescriptor)
+	x.Create = decodeList(&d, 11, decodeRangeDescriptor)
 	x.Remove = decodeList(&d, 2, func(d *decoder, r *ReplicaRemove) { r.decode(d) })
 	x.Transfer = decodeList(&d, 2, func(d *decoder, t *LeaderTransfer) {
 		t.Range = base.RangeID(d.uvarint())

@@ -41,9 +41,9 @@ const (
 	MethodBarrier       Method = 2  // body: Barrier; reply: BarrierReply
 	MethodStamps        Method = 3  // body: Stamps; reply: StampsReply (the oracle)
 	MethodClockSample   Method = 4  // no body; reply: ClockSampleReply
-	MethodReplicaCreate Method = 5  // body: range descriptor
+	MethodReplicaCreate Method = 5  // body: ReplicaCreate
 	MethodReplicaRemove Method = 6  // body: ReplicaRemove
-	MethodHeartbeat     Method = 7  // body: node heartbeat; reply: placement's answer
+	MethodHeartbeat     Method = 7  // body: Heartbeat; reply: HeartbeatReply
 	MethodSnapshotFile  Method = 8  // body: SnapshotFile; reply: empty
 	MethodRead          Method = 9  // body: ReadRequest at an orderer; reply: ReadReply
 	MethodAdmin         Method = 10 // body: placement request; reply: placement answer
