@@ -334,6 +334,20 @@ func TestClose(t *testing.T) {
 	wantReason(t, err, ReasonClosed)
 }
 
+func TestReasonOf(t *testing.T) {
+	var none *Error
+	for _, test := range []struct {
+		err  error
+		want Reason
+	}{
+		{nil, ""}, {none, ""}, {errors.New("x"), ReasonInternal}, {fmt.Errorf("x: %w", &Error{Reason: ReasonBusy}), ReasonBusy},
+	} {
+		if got := ReasonOf(test.err); got != test.want {
+			t.Errorf("%v: got %q, want %q", test.err, got, test.want)
+		}
+	}
+}
+
 func TestOpenRefusesBadEndpoint(t *testing.T) {
 	_, err := Open(t.Context(), Options{Endpoints: []string{"nowhere"}})
 	wantReason(t, err, ReasonInvalid)

@@ -62,10 +62,13 @@ func ReasonOf(err error) Reason {
 		return ""
 	}
 	var e *Error
-	if errors.As(err, &e) {
-		return e.Reason
+	if !errors.As(err, &e) {
+		return ReasonInternal
 	}
-	return ReasonInternal
+	if e == nil { // a nil *Error in an error, such as Published.Err passed on
+		return ""
+	}
+	return e.Reason
 }
 
 // errClosed says that the caller closed what it now uses.

@@ -122,7 +122,8 @@ func topic(t *almanacv1.Topic) Topic {
 	}
 }
 
-// Publish adds events to a topic. It returns one Published for each event, in order; the
+// Publish adds events to a topic: by default limits at most 10,000 of them and 16 MiB in
+// all, 4 MiB each. It returns one Published for each event, in order; the
 // error is that of the first event that failed. Events that go to one partition are
 // added all or nothing; partitions succeed or fail apart. What certainly was not added
 // is tried again, so without an ordering key events of one call may change order.

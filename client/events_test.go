@@ -342,6 +342,23 @@ func TestSubscribeFails(t *testing.T) {
 	}
 }
 
+// TestNotice checks that who waits in vain learns why.
+func TestNotice(t *testing.T) {
+	server, c := start(t)
+	server.Faults.Notice = func() *almanacv1.Error {
+		return clienttest.Error(codes.Unavailable, "busy", "the acked window of partition 3 is full")
+	}
+	must[Topic](t)(c.Events.CreateTopic(t.Context(), "t", TopicOptions{}))
+	s := subscribe(t, c, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := s.Next(ctx)
+	wantReason(t, err, ReasonDeadline)
+	if !strings.Contains(err.Error(), "partition 3 is full") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestMembersShare checks that two members of a group get different events.
 func TestMembersShare(t *testing.T) {
 	server, c := start(t)

@@ -13,13 +13,16 @@ import (
 // ackPositions is the most positions in one ack.
 const ackPositions = 5000
 
+// lastingStream is how long a stream must have lived for the pauses to start over.
+const lastingStream = 5 * time.Second
+
 // run keeps the subscription on a stream until it is closed or fails for good.
 func (s *Subscription) run(ctx context.Context) {
 	defer close(s.done)
 	a := attempts{c: s.c}
 	for n := 0; ; n++ {
-		server := a.server()
-		joined, e := s.session(ctx, server)
+		server, began := a.server(), time.Now()
+		e := s.session(ctx, server)
 		if s.finished() {
 			return
 		}
@@ -29,7 +32,7 @@ func (s *Subscription) run(ctx context.Context) {
 		s.mu.Lock()
 		s.trouble = e
 		s.mu.Unlock()
-		if joined {
+		if time.Since(began) > lastingStream {
 			n = 0
 		}
 		if s.joinedBefore() {
@@ -80,27 +83,27 @@ func (s *Subscription) fail(e *Error) {
 }
 
 // session runs one stream to its end; nil means that the server ended it well.
-func (s *Subscription) session(ctx context.Context, server *server) (joined bool, _ *Error) {
+func (s *Subscription) session(ctx context.Context, server *server) *Error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if e := server.connected(ctx); e != nil {
-		return false, e
+		return e
 	}
 	stream, err := almanacv1.NewEventsClient(server.conn).Subscribe(ctx)
 	if err != nil {
 		e := fromStatus(err)
 		e.notSent = true
-		return false, e
+		return e
 	}
 	if err := stream.Send(s.restart()); err != nil && !errors.Is(err, io.EOF) {
-		return false, fromStatus(err)
+		return fromStatus(err)
 	}
 	first, err := stream.Recv()
 	if err != nil {
-		return false, fromStatus(err)
+		return fromStatus(err)
 	}
 	if first.GetOpened() == nil {
-		return false, &Error{Reason: ReasonInternal, Message: "the server did not say that the group was joined"}
+		return &Error{Reason: ReasonInternal, Message: "the server did not say that the group was joined"}
 	}
 	s.mu.Lock()
 	s.trouble = nil
@@ -117,7 +120,7 @@ func (s *Subscription) session(ctx context.Context, server *server) (joined bool
 	e := s.receive(ctx, stream)
 	cancel()
 	<-sender
-	return true, e
+	return e
 }
 
 // restart forgets what belonged to the last stream and returns the first message of
@@ -227,7 +230,10 @@ func (s *Subscription) receive(ctx context.Context, stream subscribeStream) *Err
 			return fromStatus(err)
 		}
 		switch r := response.GetResponse().(type) {
+		case *almanacv1.SubscribeResponse_Notice:
+			s.note(fromProto(r.Notice))
 		case *almanacv1.SubscribeResponse_Deliveries:
+			s.note(nil)
 			s.deliver(ctx, r.Deliveries.GetEvents())
 		case *almanacv1.SubscribeResponse_AckResults:
 			for _, result := range r.AckResults.GetResults() {
@@ -237,6 +243,12 @@ func (s *Subscription) receive(ctx context.Context, stream subscribeStream) *Err
 			}
 		}
 	}
+}
+
+func (s *Subscription) note(e *Error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notice = e
 }
 
 // deliver queues events, without those whose ack is only waiting for its answer.

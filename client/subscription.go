@@ -85,6 +85,7 @@ type Subscription struct {
 	closing   bool
 	err       *Error // why it ended; nil while it lives or when closed well
 	trouble   *Error // why there is no stream just now
+	notice    *Error // why the server holds events back, since the last delivery
 }
 
 // ackBatch is one ack in flight.
@@ -149,6 +150,9 @@ func (s *Subscription) Next(ctx context.Context) (*Event, error) {
 	case <-ctx.Done():
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if s.trouble == nil {
+			return nil, gaveUp(ctx.Err(), s.notice)
+		}
 		return nil, gaveUp(ctx.Err(), s.trouble)
 	}
 }

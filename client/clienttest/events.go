@@ -214,6 +214,11 @@ func (s *Server) Subscribe(stream almanacv1.Events_SubscribeServer) error {
 	if err := x.send(&almanacv1.SubscribeResponse{Response: &almanacv1.SubscribeResponse_Opened{Opened: opened}}); err != nil {
 		return err
 	}
+	if s.Faults.Notice != nil {
+		if err := x.send(&almanacv1.SubscribeResponse{Response: &almanacv1.SubscribeResponse_Notice{Notice: s.Faults.Notice()}}); err != nil {
+			return err
+		}
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- x.listen() }()
 	for {

@@ -28,6 +28,8 @@ type Faults struct {
 	Publish func(*almanacv1.NewEvent) *almanacv1.Published
 	// Ack may answer an ack in the model's place.
 	Ack func(*almanacv1.Ack) *almanacv1.AckResult
+	// Notice may tell a subscriber, once it has joined, why events are held back.
+	Notice func() *almanacv1.Error
 	// Open may fail a subscription.
 	Open func(*almanacv1.SubscribeOpen) error
 }

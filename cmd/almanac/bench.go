@@ -96,6 +96,8 @@ func (f *benchFlags) check(work string) error {
 		return usagef("etcd has no events: --api etcd goes with bench kv")
 	case f.clients < 1 || f.batch < 1 || f.keys < 1 || f.size < 0:
 		return usagef("--clients, --batch and --keys are at least 1, --size is not negative")
+	case work == "kv" && f.batch > f.keys:
+		return usagef("--batch is at most --keys: a transaction writes no key twice")
 	case f.counted && f.count < 1:
 		return usagef("--count is at least 1")
 	case f.timed && f.duration <= 0, f.over <= 0, f.dueIn <= 0:

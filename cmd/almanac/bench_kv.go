@@ -98,14 +98,14 @@ func benchKey(i int) []byte {
 	return strconv.AppendInt([]byte("bench/"), int64(1_000_000_000+i), 10)
 }
 
-// randomKeys returns n different keys, as one transaction writes no key twice.
+// randomKeys returns n ≤ keys different keys, as one transaction writes no key twice.
 func randomKeys(random *rand.Rand, keys, n int) [][]byte {
 	picked := make([][]byte, 0, n)
 	if n == 1 {
 		return append(picked, benchKey(random.IntN(keys)))
 	}
 	first := random.IntN(keys)
-	for i := range min(n, keys) {
+	for i := range n {
 		picked = append(picked, benchKey((first+i)%keys))
 	}
 	return picked
