@@ -310,6 +310,8 @@ func TestLargeValues(t *testing.T) {
 			t.Fatalf("got %d bytes", len(kv.Value))
 		}
 	}
+	_, err := c.KV.Put(t.Context(), []byte("k"), make([]byte, 17<<20))
+	wantReason(t, err, ReasonTooLarge)
 }
 
 func TestClose(t *testing.T) {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"sync"
@@ -22,6 +23,10 @@ const (
 	frameCalls = 512
 	frameBytes = 1 << 20
 )
+
+// maxCallBytes is the documented limit of a request, and room for what wraps it. A larger
+// one would make the server end the stream that others use too.
+const maxCallBytes = 16<<20 + 64<<10
 
 // mux carries many calls on one stream. Callers encode their call straight into the
 // frame that waits to be sent, so that calls made while a frame is under way share the
@@ -162,6 +167,13 @@ func (m *mux) enqueue(f *flight, call *almanacv1.StreamCall) *Error {
 	m.lastID++
 	call.Id = m.lastID
 	size := proto.Size(call)
+	if size > maxCallBytes {
+		return &Error{
+			Reason:  ReasonTooLarge,
+			Message: fmt.Sprintf("the request has %d bytes", size),
+			Remedy:  "a request has at most 16 MiB: split it",
+		}
+	}
 
 	var into *frame
 	if n := len(m.waiting); n > 0 {
