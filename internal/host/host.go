@@ -255,6 +255,9 @@ func (w *Worker) NextWake(now clock.Mono) clock.Mono {
 	return at
 }
 
+// Pending says whether mail waits for the next turn, for a simulator.
+func (w *Worker) Pending() bool { return w.box.pending() }
+
 // Failed says that the log store failed and the worker takes no more turns.
 func (w *Worker) Failed() bool { return w.failed }
 

@@ -2,6 +2,8 @@ package store
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/command"
@@ -52,8 +54,9 @@ func (s *Store) recover() error {
 	if err := s.finishDestroying(states); err != nil {
 		return err
 	}
-	for id, st := range states {
-		rep, err := s.reopen(st)
+	// In order: what reopening draws and saves is then a function of what is on disk.
+	for _, id := range slices.Sorted(maps.Keys(states)) {
+		rep, err := s.reopen(states[id])
 		if err != nil {
 			return fmt.Errorf("range %d: %w", id, err)
 		}
