@@ -14,6 +14,9 @@ import (
 
 // commands lists the top-level commands, each in a file of its own.
 var commands = []func(*app) *cobra.Command{
+	newStartCommand,
+	newInitCommand,
+	newDemoCommand,
 	newKVCommand,
 	newTopicCommand,
 	newEventCommand,

@@ -32,7 +32,7 @@ import (
 	_ "google.golang.org/grpc/health"
 	_ "google.golang.org/grpc/reflection"
 	_ "google.golang.org/grpc/test/bufconn"
-	_ "google.golang.org/protobuf/proto"
 	_ "google.golang.org/protobuf/encoding/protojson"
+	_ "google.golang.org/protobuf/proto"
 	_ "pgregory.net/rapid"
 )

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
 	"github.com/almanacdb/almanac/internal/placement"
@@ -36,7 +37,7 @@ type queued struct {
 	lane     *subLane
 	session  uint64
 	delivery wire.Delivery
-	at       time.Time
+	at       clock.Mono
 }
 
 const (
@@ -146,7 +147,7 @@ func (s *Subscription) take() ([]wire.Delivery, error) {
 func (s *Subscription) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.credit > 0 || len(s.queue) == 0 || time.Since(s.queue[0].at) < prefetchHold {
+	if s.credit > 0 || len(s.queue) == 0 || s.router.store.Clock().Mono().Sub(s.queue[0].at) < prefetchHold {
 		return
 	}
 	for _, q := range s.queue {
@@ -223,7 +224,7 @@ func (k *laneSink) Deliver(first uint64, deliveries []wire.Delivery) {
 		l.poke()
 		return
 	}
-	now := time.Now()
+	now := s.router.store.Clock().Mono()
 	l.received += uint64(len(deliveries))
 	l.open -= len(deliveries)
 	l.held += len(deliveries)

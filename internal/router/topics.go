@@ -133,31 +133,44 @@ const adminTimeout = 15 * time.Second
 func (r *Router) Admin(ctx context.Context, req *placement.Request) (*placement.Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	body := placement.Encode(req)
+	body, err := r.callSystem(ctx, wire.MethodAdmin, placement.Encode(req))
+	if err != nil {
+		return nil, err
+	}
+	reply := &placement.Reply{}
+	if err := json.Unmarshal(body, reply); err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "placement's answer does not parse")
+	}
+	return reply, nil
+}
+
+// Heartbeat reports to placement and returns its answer.
+func (r *Router) Heartbeat(ctx context.Context, h *wire.Heartbeat) (*wire.HeartbeatReply, error) {
+	body, err := r.callSystem(ctx, wire.MethodHeartbeat, h.Append(nil))
+	if err != nil {
+		return nil, err
+	}
+	reply := &wire.HeartbeatReply{}
+	return reply, reply.Decode(body)
+}
+
+// callSystem calls a method at the leader of the system range.
+func (r *Router) callSystem(ctx context.Context, m wire.Method, body []byte) ([]byte, error) {
 	rt := r.systemRoute()
 	for attempt := 0; ; attempt++ {
 		ch := make(chan answer[[]byte], 1)
-		r.store.Call(r.orderer(&rt, attempt), wire.MethodAdmin, base.SystemRange, body, left(ctx), func(b []byte, err error) {
+		r.store.Call(r.orderer(&rt, attempt), m, base.SystemRange, body, left(ctx), func(b []byte, err error) {
 			ch <- answer[[]byte]{b, err}
 		})
 		var err error
 		select {
 		case a := <-ch:
-			if a.err == nil {
-				reply := &placement.Reply{}
-				if err := json.Unmarshal(a.v, reply); err != nil {
-					return nil, fault.Wrap(fault.Corrupt, err, "placement's answer does not parse")
-				}
-				return reply, nil
+			if a.err == nil || !safe(a.err) {
+				return a.v, a.err
 			}
 			err = a.err
-		case <-ctx.Done():
-		}
-		if err != nil && !safe(err) {
-			return nil, err
-		}
-		if err != nil {
 			r.learn(&rt, err)
+		case <-ctx.Done():
 		}
 		if !pause(ctx, attempt) {
 			return nil, outOfTime(ctx, &rt, err)

@@ -57,6 +57,11 @@ func (s *Store) deadline(c *wire.Call) clock.Mono {
 func (s *Store) handle(from base.NodeID, c *wire.Call, done Done) {
 	switch c.Method {
 	case wire.MethodPropose:
+		// A command that does not parse would stop every replica when applied.
+		if _, err := command.Decode(c.Body); err != nil {
+			done(nil, err)
+			return
+		}
 		s.Propose(c.Range, c.Body, s.deadline(c), func(res command.Result, err error) {
 			if err != nil {
 				done(nil, err)

@@ -233,19 +233,34 @@ func (s *Store) DurableApplied(r base.RangeID) (uint64, error) {
 }
 
 // HandOver asks every range that this node orders to be taken over by another replica,
-// as a node does before it stops.
-func (s *Store) HandOver() {
+// a different one with each attempt, and returns how many there are that could be.
+func (s *Store) HandOver(attempt int) int {
+	n := 0
 	for _, v := range s.Replicas() {
 		if !v.Orderer {
 			continue
 		}
+		var others []base.ReplicaID
 		for _, rep := range v.Descriptor.Replicas {
 			if rep.Node != s.opts.Node && rep.Role == base.RoleVoter {
-				_ = s.Post(v.Descriptor.Range, replica.Transfer{To: rep.Replica})
-				break
+				others = append(others, rep.Replica)
 			}
 		}
+		if len(others) == 0 {
+			continue
+		}
+		n++
+		// A transfer takes a moment; another candidate is tried only after a while.
+		if attempt%10 == 0 {
+			s.TransferOrderer(v.Descriptor.Range, others[attempt/10%len(others)])
+		}
 	}
+	return n
+}
+
+// TransferOrderer asks a range's orderer, if it is here, to hand over to a replica.
+func (s *Store) TransferOrderer(r base.RangeID, to base.ReplicaID) {
+	_ = s.Post(r, replica.Transfer{To: to})
 }
 
 func (s *Store) String() string { return fmt.Sprintf("store of node %d", s.opts.Node) }

@@ -1,0 +1,325 @@
+// Package node wires a process: data directory, stores, transport, replicas, routing
+// and the faces that clients speak to, in the order in which each needs the others, and
+// stops them in the reverse order. It owns the node's identity and how nodes form a
+// cluster.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/datadir"
+	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/logstore"
+	"google.golang.org/grpc"
+)
+
+// Options say how a node runs.
+type Options struct {
+	DataDir       string
+	Listen        string   // client address
+	Peer          string   // peer address
+	HTTP          string   // address of health checks and metrics
+	Advertise     string   // client address that others use; default: Listen
+	AdvertisePeer string   // peer address that others use; default: Peer
+	Join          []string // peer addresses of the nodes to form a cluster with
+	Memory        int64    // bytes the process should stay within
+	Insecure      bool     // listen on non-loopback addresses without encryption
+	Version       string
+	Logger        *slog.Logger
+
+	MaxClockOffset time.Duration // default 500 ms
+	Tick           time.Duration // default 100 ms
+	ElectionTicks  int           // default 10
+}
+
+func (o *Options) validate() error {
+	if o.DataDir == "" {
+		return fault.New(fault.Invalid, "no data directory was given").WithRemedy("pass --data-dir")
+	}
+	if o.Memory < 64<<20 {
+		return fault.New(fault.Invalid, "--memory %d is too little", o.Memory).WithRemedy("give the node at least 64MiB")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Node is a running process. Safe for concurrent use.
+type Node struct {
+	opts    Options
+	clock   clock.Clock
+	started time.Time
+
+	dir    *datadir.Dir
+	cache  *engine.Cache
+	logs   engine.Engine
+	states engine.Engine
+	log    *logstore.Store
+	ports  ports
+	form   *formation
+
+	adopted chan struct{} // closed once the node has an identity
+	fatal   chan error    // capacity 1: why the node can't go on
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	id      *identity
+	run     *running
+	waiting *waiting
+}
+
+// ports are the node's listeners, kept from start to end.
+type ports struct {
+	client, peer, http keptListener
+}
+
+// Start brings a node up. It returns once the node answers clients: as a member of its
+// cluster, or, with --join and an empty directory, to be formed into one.
+func Start(o Options) (*Node, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	debug.SetMemoryLimit(o.Memory)
+	n := &Node{opts: o, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
+	n.form = &formation{node: n}
+	if err := n.open(); err != nil {
+		n.closeStores()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop = cancel
+	if err := n.begin(ctx); err != nil {
+		n.Stop(ctx)
+		return nil, err
+	}
+	return n, nil
+}
+
+// open takes the ports first, so that a second node on the same ones fails before it
+// touches a disk, then the data directory, then its stores.
+func (n *Node) open() (err error) {
+	o := &n.opts
+	if n.ports.client, err = listen("client", o.Listen, o.Insecure); err != nil {
+		return err
+	}
+	if n.ports.peer, err = listen("peer", o.Peer, o.Insecure); err != nil {
+		return err
+	}
+	if n.ports.http, err = listen("HTTP", o.HTTP, o.Insecure); err != nil {
+		return err
+	}
+	o.Advertise = advertised(o.Advertise, n.ports.client.Addr())
+	o.AdvertisePeer = advertised(o.AdvertisePeer, n.ports.peer.Addr())
+	if n.dir, err = datadir.Open(o.DataDir); err != nil {
+		return err
+	}
+	if err := n.openEngines(); err != nil {
+		return err
+	}
+	if n.log, err = logstore.Open(n.logs); err != nil {
+		return err
+	}
+	n.id, err = loadIdentity(n.log)
+	return err
+}
+
+// advertised returns what was asked for, else the address that is listened on.
+func advertised(asked string, addr net.Addr) string {
+	if asked != "" {
+		return asked
+	}
+	return addr.String()
+}
+
+// openEngines shares the memory budget out: a quarter to the block cache that both
+// stores use, a sixteenth, within what S4 allows, to each store's memtables.
+func (n *Node) openEngines() (err error) {
+	n.cache = engine.NewCache(n.opts.Memory / 4)
+	memtable := min(max(n.opts.Memory/16, 4<<20), 32<<20)
+	o := engine.Options{Cache: n.cache, MemtableBytes: memtable, Logger: n.opts.Logger, Fatal: n.fail, Listener: n.listener()}
+	o.WAL = true
+	if n.logs, err = engine.OpenPebble(n.dir.Log(), o); err != nil {
+		return err
+	}
+	o.WAL = false
+	n.states, err = engine.OpenPebble(n.dir.State(), o)
+	return err
+}
+
+func (n *Node) listener() engine.Listener {
+	log := n.opts.Logger
+	return engine.Listener{
+		DiskSlow: func(path, op string, took time.Duration) {
+			log.Warn("the disk is slow", "path", path, "op", op, "took", took)
+		},
+		DiskFull: func() { log.Error("the disk is full") },
+	}
+}
+
+// fail stops the node: its storage can't be trusted (S6).
+func (n *Node) fail(err error) {
+	select {
+	case n.fatal <- err:
+		n.opts.Logger.Error("the node must stop", "err", err)
+	default:
+	}
+}
+
+// begin serves: as a member if the node has an identity, or forms one by itself, else
+// waiting to be formed.
+func (n *Node) begin(ctx context.Context) error {
+	n.serveHTTP()
+	if n.identity() == nil && len(n.opts.Join) == 0 {
+		b, err := newBootstrap([]base.NodeDescriptor{n.descriptor()})
+		if err != nil {
+			return err
+		}
+		if err := n.adopt(&identity{Node: 1, Bootstrap: b}); err != nil {
+			return err
+		}
+	}
+	if n.identity() != nil {
+		return n.serve(ctx)
+	}
+	n.serveWaiting()
+	n.work.Add(1)
+	go n.awaitIdentity(ctx)
+	return nil
+}
+
+// awaitIdentity is the goroutine that turns a waiting node into a member.
+func (n *Node) awaitIdentity(ctx context.Context) {
+	defer n.work.Done()
+	n.opts.Logger.Info("waiting to be formed into a cluster", "command", "almanac init --endpoints "+n.opts.Advertise)
+	n.form.join(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err := n.serve(ctx); err != nil {
+		n.fail(err)
+	}
+}
+
+// identity returns what the node knows of itself; nil if it belongs to no cluster.
+func (n *Node) identity() *identity {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.id
+}
+
+// adopt makes an identity durable, and the node's own.
+func (n *Node) adopt(id *identity) error {
+	if err := id.save(n.log); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	first := n.id == nil
+	n.id = id
+	n.mu.Unlock()
+	if first {
+		close(n.adopted)
+	}
+	return nil
+}
+
+// running returns what serves a member; nil before.
+func (n *Node) running() *running {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.run
+}
+
+// descriptor says how this node is reached.
+func (n *Node) descriptor() base.NodeDescriptor {
+	d := base.NodeDescriptor{
+		Address: n.opts.Advertise, Peer: n.opts.AdvertisePeer, HTTP: n.ports.http.Addr().String(), Version: n.opts.Version,
+	}
+	if id := n.identity(); id != nil {
+		d.Node = id.Node
+	}
+	return d
+}
+
+// Address returns the client address that the node advertises.
+func (n *Node) Address() string { return n.opts.Advertise }
+
+// Failed delivers the error that the node can't go on with.
+func (n *Node) Failed() <-chan error { return n.fatal }
+
+// Stop stops the node: no new requests, leadership handed away, what was applied made
+// durable. ctx bounds how long the gentle part may take.
+func (n *Node) Stop(ctx context.Context) {
+	n.stop()
+	n.mu.Lock()
+	w, r := n.waiting, n.run
+	n.mu.Unlock()
+	if w != nil {
+		w.stop()
+	}
+	if r != nil {
+		r.stop(ctx)
+	}
+	n.work.Wait()
+	n.closeStores()
+}
+
+// closeStores closes what open opened, in reverse.
+func (n *Node) closeStores() {
+	var errs []error
+	for _, e := range []engine.Engine{n.states, n.logs} {
+		if e != nil {
+			errs = append(errs, e.Close())
+		}
+	}
+	if n.cache != nil {
+		n.cache.Unref()
+	}
+	if n.dir != nil {
+		errs = append(errs, n.dir.Close())
+	}
+	for _, l := range []keptListener{n.ports.http, n.ports.peer, n.ports.client} {
+		if l.TCPListener != nil {
+			errs = append(errs, l.TCPListener.Close())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		n.opts.Logger.Warn("closing", "err", err)
+	}
+}
+
+// stopServer lets a server finish what it does until ctx ends, then cuts it off.
+func stopServer(ctx context.Context, s *grpc.Server) {
+	done := make(chan struct{})
+	go func() {
+		s.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.Stop()
+		<-done
+	}
+}
+
+// systemNodes returns the nodes of the system range's replicas.
+func systemNodes(d *base.RangeDescriptor) []base.NodeID {
+	nodes := make([]base.NodeID, 0, len(d.Replicas))
+	for _, r := range d.Replicas {
+		nodes = append(nodes, r.Node)
+	}
+	slices.Sort(nodes)
+	return nodes
+}

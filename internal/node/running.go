@@ -1,0 +1,232 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
+	gateway "github.com/almanacdb/almanac/internal/gateway/almanac"
+	"github.com/almanacdb/almanac/internal/gateway/etcd"
+	"github.com/almanacdb/almanac/internal/oracle"
+	"github.com/almanacdb/almanac/internal/placement"
+	"github.com/almanacdb/almanac/internal/router"
+	"github.com/almanacdb/almanac/internal/store"
+	"github.com/almanacdb/almanac/internal/transport"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// running is what serves a member of a cluster.
+type running struct {
+	node      *Node
+	system    base.RangeDescriptor
+	directory *directory
+	transport *transport.GRPC
+	store     *store.Store
+	placement *placement.Placement
+	router    *router.Router
+	client    *grpc.Server
+	peer      *grpc.Server
+	health    *health.Server
+}
+
+// receiver passes what the transport receives to the store, which is made after it.
+type receiver struct{ r *running }
+
+// Receive implements transport.Handler.
+func (h receiver) Receive(from base.NodeID, msgs []wire.Message) { h.r.store.Receive(from, msgs) }
+
+// serve makes the node a member: transport, store with its replicas, placement,
+// routing, then the servers, so that nothing arrives before who handles it is there.
+func (n *Node) serve(ctx context.Context) error {
+	id := n.identity()
+	r := &running{node: n, directory: newDirectory(id.Bootstrap.Nodes, id.Known)}
+	for _, d := range id.Bootstrap.Ranges() {
+		if d.Range == base.SystemRange {
+			r.system = d
+		}
+	}
+	var err error
+	r.transport, err = transport.NewGRPC(transport.Options{
+		Self: id.Node, Cluster: id.Bootstrap.Cluster, Resolve: r.directory.peer, Handler: receiver{r},
+		Logger: n.opts.Logger,
+		Listener: transport.Listener{Disconnected: func(to base.NodeID, class transport.Class, _ error) {
+			if class == transport.ClassCalls {
+				r.store.PeerLost(to)
+			}
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.openStore(id); err != nil {
+		r.transport.Close()
+		return err
+	}
+	r.placement = placement.New(placement.Options{Store: r.store, Logger: n.opts.Logger, Bootstrap: &id.Bootstrap})
+	r.router = router.New(router.Options{Store: r.store, Logger: n.opts.Logger, System: func() base.RangeDescriptor { return r.system }})
+	r.makeServers(id)
+
+	n.mu.Lock()
+	w := n.waiting
+	n.waiting, n.run = nil, r
+	n.mu.Unlock()
+	if w != nil {
+		w.stop()
+	}
+	n.serveOn(r.peer, n.ports.peer)
+	r.store.Start()
+	if err := r.found(id); err != nil {
+		return err
+	}
+	n.goDo(ctx, r.placement.Run)
+	n.goDo(ctx, r.heartbeats)
+	n.serveOn(r.client, n.ports.client)
+	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster, "address", n.opts.Advertise)
+	return nil
+}
+
+// goDo runs f in a goroutine that Stop waits for.
+func (n *Node) goDo(ctx context.Context, f func(context.Context)) {
+	n.work.Add(1)
+	go func() {
+		defer n.work.Done()
+		f(ctx)
+	}()
+}
+
+func (r *running) openStore(id *identity) (err error) {
+	o := &r.node.opts
+	r.store, err = store.Open(store.Options{
+		Node: id.Node, Clock: r.node.clock, Tick: o.Tick, ElectionTicks: o.ElectionTicks,
+		Log: r.node.log, Engine: r.node.states, Transport: r.transport,
+		Oracle:      oracle.Options{MaxClockOffsetMS: o.MaxClockOffset.Milliseconds()},
+		Logger:      o.Logger,
+		SystemNodes: func() []base.NodeID { return systemNodes(&r.system) },
+		Calls: func(from base.NodeID, c *wire.Call, done store.Done) bool {
+			return r.placement.Handle(from, c, done)
+		},
+		Fatal: r.node.fail,
+	})
+	return err
+}
+
+// found creates the replicas that the cluster was formed with, once.
+func (r *running) found(id *identity) error {
+	if id.Founded {
+		return nil
+	}
+	for _, d := range id.Bootstrap.Ranges() {
+		if _, ok := d.ReplicaOn(id.Node); !ok {
+			continue
+		}
+		if err := r.store.CreateReplica(d); err != nil {
+			return err
+		}
+	}
+	next := id.clone()
+	next.Founded = true
+	return r.node.adopt(next)
+}
+
+// clientServerOptions bound what a client may cost.
+func clientServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(32 << 20), // a publish batch of 16 MiB, with room
+		grpc.MaxConcurrentStreams(4096),
+		grpc.ConnectionTimeout(5 * time.Second),
+		grpc.SharedWriteBuffer(true),
+	}
+}
+
+func (r *running) makeServers(id *identity) {
+	n := r.node
+	r.client = grpc.NewServer(clientServerOptions()...)
+	gateway.New(gateway.Options{
+		Router: r.router, Cluster: id.Bootstrap.Cluster, Node: nodeInfo{r}, Init: n.Init,
+	}).Register(r.client)
+	etcd.New(r.router, etcdNode{r}, etcd.Options{Timeout: -1}).Register(r.client)
+	r.health = health.NewServer()
+	healthpb.RegisterHealthServer(r.client, r.health)
+	reflection.Register(r.client)
+	r.peer = grpc.NewServer(transport.ServerOptions(nil)...)
+	n.form.register(r.peer)
+	r.transport.Register(r.peer)
+}
+
+// heartbeats reports to placement until ctx ends, and does what it answers.
+func (r *running) heartbeats(ctx context.Context) {
+	t := time.NewTicker(300 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if err := r.heartbeat(ctx); err != nil && ctx.Err() == nil {
+			r.node.opts.Logger.Debug("no heartbeat was answered", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (r *running) heartbeat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	reply, err := r.router.Heartbeat(ctx, r.report())
+	if err != nil {
+		return err
+	}
+	for _, moved := range r.directory.learn(reply.Nodes) {
+		r.transport.Kick(moved)
+	}
+	if err := r.remember(reply.Nodes); err != nil {
+		return err
+	}
+	for _, d := range reply.Create {
+		if err := r.store.CreateReplica(d); err != nil && fault.KindOf(err) != fault.Invalid {
+			r.node.opts.Logger.Warn("cannot create a replica", "range", d.Range, "err", err)
+		}
+	}
+	for _, m := range reply.Remove {
+		if err := r.store.RemoveReplica(m.Range, m.Replica); err != nil {
+			r.node.opts.Logger.Warn("cannot remove a replica", "range", m.Range, "err", err)
+		}
+	}
+	for _, m := range reply.Transfer {
+		r.store.TransferOrderer(m.Range, m.To)
+	}
+	return nil
+}
+
+// stop ends what serve began: clients first, so that none sees the rest go; then
+// leadership is handed away while peers still hear us; then the replicas, whose last
+// state is flushed; then the peers.
+func (r *running) stop(ctx context.Context) {
+	r.health.Shutdown()
+	r.handOver(ctx)
+	stopServer(ctx, r.client)
+	if err := r.store.Close(); err != nil {
+		r.node.opts.Logger.Warn("flushing the state store", "err", err)
+	}
+	r.transport.Close()
+	r.peer.Stop()
+}
+
+// handOver waits until no other node has to wait for an election because of us.
+func (r *running) handOver(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for attempt := 0; r.store.HandOver(attempt) > 0; attempt++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

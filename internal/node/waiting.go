@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	"github.com/almanacdb/almanac/internal/base"
+	gateway "github.com/almanacdb/almanac/internal/gateway/almanac"
+	"github.com/almanacdb/almanac/internal/transport"
+)
+
+// waiting serves a node that belongs to no cluster yet: clients are told what to do,
+// peers may form one.
+type waiting struct {
+	client, peer *grpc.Server
+}
+
+func (n *Node) serveWaiting() {
+	w := &waiting{
+		client: grpc.NewServer(clientServerOptions()...),
+		peer:   grpc.NewServer(transport.ServerOptions(nil)...),
+	}
+	gateway.NewUninitialized(n.Init, n.opts.Advertise).Register(w.client)
+	n.form.register(w.peer)
+	n.mu.Lock()
+	n.waiting = w
+	n.mu.Unlock()
+	n.serveOn(w.client, n.ports.client)
+	n.serveOn(w.peer, n.ports.peer)
+}
+
+func (w *waiting) stop() {
+	w.client.Stop()
+	w.peer.Stop()
+}
+
+// serveOn runs a server on a port in a goroutine of its own.
+func (n *Node) serveOn(s *grpc.Server, l keptListener) {
+	use := l.reuse()
+	n.work.Add(1)
+	go func() {
+		defer n.work.Done()
+		_ = s.Serve(use) // ends when the server is stopped
+	}()
+}
+
+// Init forms the cluster, or returns the one that was formed.
+func (n *Node) Init(ctx context.Context) (base.ClusterID, base.NodeID, error) {
+	if id := n.identity(); id != nil && len(id.Bootstrap.Nodes) == 1 {
+		return id.Bootstrap.Cluster, id.Node, nil
+	}
+	rep, err := n.form.init(ctx, nil)
+	if err != nil {
+		return base.ClusterID{}, 0, err
+	}
+	select {
+	case <-n.adopted:
+	case <-ctx.Done():
+		return rep.Cluster, 0, ctx.Err()
+	}
+	return rep.Cluster, n.identity().Node, nil
+}
