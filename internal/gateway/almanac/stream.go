@@ -1,0 +1,255 @@
+package almanac
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+	"github.com/almanacdb/almanac/internal/fault"
+)
+
+// A frame of replies takes this many, or this many bytes.
+const (
+	frameReplies = 512
+	frameBytes   = 1 << 20
+)
+
+// kvStream is one KV stream. The handler's goroutine reads frames and hands their calls
+// to workers, of which there are never more than calls in flight; a worker stays for
+// the next call, its stack grown. A call is in flight until its reply is sent: when
+// there are too many, or they weigh too much, the handler stops reading, and flow
+// control tells the client. There is no goroutine for sending: who finds replies waiting
+// and nobody sending sends them, and what others finish meanwhile.
+type kvStream struct {
+	kv     *kvServer
+	stream almanacv1.KV_StreamServer
+	work   chan *almanacv1.StreamCall
+	group  sync.WaitGroup // of the workers
+
+	mu      sync.Mutex
+	room    sync.Cond // calls or bytes fell, or err was set
+	replies []reply   // waiting to be sent
+	sending bool
+	calls   int   // in flight
+	bytes   int   // that these weigh, with their replies
+	idle    int   // workers that wait for a call
+	err     error // the stream is broken: replies are dropped
+}
+
+// reply is a finished call with what it weighs.
+type reply struct {
+	message *almanacv1.StreamReply
+	own     int // of the reply itself
+	held    int // with its request
+}
+
+// Stream implements almanacv1.KVServer.
+func (s *kvServer) Stream(stream almanacv1.KV_StreamServer) error {
+	k := &kvStream{kv: s, stream: stream, work: make(chan *almanacv1.StreamCall, s.limits.StreamCalls)}
+	k.room.L = &k.mu
+	stop := context.AfterFunc(stream.Context(), func() { k.fail(stream.Context().Err()) })
+	defer stop()
+	err := k.read()
+	close(k.work)
+	k.group.Wait()
+	if err == nil {
+		err = k.failure()
+	}
+	return s.status(err)
+}
+
+// read hands calls to workers until the client half-closes, which is nil, or the stream
+// breaks.
+func (k *kvStream) read() error {
+	for {
+		frame, err := k.stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			k.fail(err)
+			return err
+		}
+		for _, call := range frame.GetCalls() {
+			spawn, err := k.admit(weight(call))
+			if err != nil {
+				return err
+			}
+			k.work <- call // has room for every call in flight
+			if spawn {
+				k.group.Go(k.serve)
+			}
+		}
+	}
+}
+
+// admit waits until there is room for a call. spawn says that a worker is missing.
+func (k *kvStream) admit(weight int) (spawn bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	limits := &k.kv.limits
+	for k.err == nil && k.calls > 0 && (k.calls >= limits.StreamCalls || k.bytes+weight > limits.StreamBytes) {
+		k.room.Wait()
+	}
+	if k.err != nil {
+		return false, k.err
+	}
+	k.calls++
+	k.bytes += weight
+	if k.idle > 0 {
+		k.idle--
+		return false, nil
+	}
+	return true, nil
+}
+
+// serve answers calls until there are no more.
+func (k *kvStream) serve() {
+	for call := range k.work {
+		m := k.kv.answer(k.stream.Context(), call)
+		m.Id = call.GetId()
+		own := replyWeight(m)
+		k.finish(reply{message: m, own: own, held: own + weight(call)})
+	}
+}
+
+// finish queues a reply, and sends what is queued unless somebody does.
+func (k *kvStream) finish(r reply) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	defer func() { k.idle++ }()
+	k.replies = append(k.replies, r)
+	k.bytes += r.own
+	if k.sending {
+		return
+	}
+	k.sending = true
+	k.mu.Unlock()
+	runtime.Gosched() // let calls that are about to finish join the frame
+	k.mu.Lock()
+	for len(k.replies) > 0 {
+		batch := k.take()
+		if k.err == nil {
+			k.mu.Unlock()
+			frame := &almanacv1.StreamResponse{Replies: make([]*almanacv1.StreamReply, len(batch))}
+			for i := range batch {
+				frame.Replies[i] = batch[i].message
+			}
+			err := k.stream.Send(frame)
+			k.mu.Lock()
+			if k.err == nil {
+				k.err = err
+			}
+		}
+		for i := range batch {
+			k.bytes -= batch[i].held
+		}
+		k.calls -= len(batch)
+		k.room.Signal() // only the reader waits
+	}
+	k.sending = false
+}
+
+// take takes a frame's worth of replies. Called with mu held.
+func (k *kvStream) take() []reply {
+	n, size := 0, 0
+	for n < len(k.replies) && n < frameReplies && (n == 0 || size+k.replies[n].own <= frameBytes) {
+		size += k.replies[n].own
+		n++
+	}
+	batch := k.replies[:n:n]
+	if k.replies = k.replies[n:]; len(k.replies) == 0 {
+		k.replies = nil
+	}
+	return batch
+}
+
+func (k *kvStream) fail(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err == nil {
+		k.err = err
+	}
+	k.room.Signal()
+}
+
+func (k *kvStream) failure() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.err
+}
+
+// maxTimeout keeps a call's timeout a duration.
+const maxTimeout = 24 * time.Hour
+
+// answer does one call.
+func (s *kvServer) answer(ctx context.Context, call *almanacv1.StreamCall) *almanacv1.StreamReply {
+	if ms := call.GetTimeoutMs(); ms > 0 && ms < maxTimeout.Milliseconds() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
+		defer cancel()
+	}
+	reply := &almanacv1.StreamReply{}
+	var err error
+	switch r := call.GetRequest().(type) {
+	case *almanacv1.StreamCall_Get:
+		var resp *almanacv1.GetResponse
+		resp, err = s.get(ctx, r.Get)
+		reply.Response = &almanacv1.StreamReply_Get{Get: resp}
+	case *almanacv1.StreamCall_Range:
+		var resp *almanacv1.RangeResponse
+		resp, err = s.scan(ctx, r.Range)
+		reply.Response = &almanacv1.StreamReply_Range{Range: resp}
+	case *almanacv1.StreamCall_Put:
+		var resp *almanacv1.PutResponse
+		resp, err = s.put(ctx, r.Put)
+		reply.Response = &almanacv1.StreamReply_Put{Put: resp}
+	case *almanacv1.StreamCall_Delete:
+		var resp *almanacv1.DeleteResponse
+		resp, err = s.delete(ctx, r.Delete)
+		reply.Response = &almanacv1.StreamReply_Delete{Delete: resp}
+	case *almanacv1.StreamCall_Txn:
+		var resp *almanacv1.TxnResponse
+		resp, err = s.txn(ctx, r.Txn)
+		reply.Response = &almanacv1.StreamReply_Txn{Txn: resp}
+	default:
+		err = fault.New(fault.Invalid, "the call has no request that this version knows")
+	}
+	if err != nil {
+		reply.Response = &almanacv1.StreamReply_Error{Error: s.message(err)}
+	}
+	return reply
+}
+
+// callWeight is about what a call takes beside its contents.
+const callWeight = 256
+
+// weight returns about how many bytes of memory a call takes.
+func weight(call *almanacv1.StreamCall) int {
+	switch r := call.GetRequest().(type) {
+	case *almanacv1.StreamCall_Get:
+		return callWeight + len(r.Get.GetKey())
+	case *almanacv1.StreamCall_Put:
+		return callWeight + len(r.Put.GetKey()) + len(r.Put.GetValue())
+	}
+	return callWeight + proto.Size(call)
+}
+
+// replyWeight returns about how many bytes a reply takes, in memory and in a frame.
+func replyWeight(m *almanacv1.StreamReply) int {
+	switch r := m.GetResponse().(type) {
+	case *almanacv1.StreamReply_Get:
+		return callWeight + len(r.Get.GetKv().GetKey()) + len(r.Get.GetKv().GetValue())
+	case *almanacv1.StreamReply_Put:
+		if r.Put.GetPrevKv() == nil {
+			return callWeight
+		}
+	}
+	return callWeight + proto.Size(m)
+}
