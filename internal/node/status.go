@@ -114,7 +114,8 @@ func (n etcdNode) Status(ctx context.Context) (etcd.Status, error) {
 	}
 	s.Leader, s.Applied, s.Revision = v.Leader, v.Applied.Index, v.LastStamp
 	s.Commit = base.LogMark{Index: v.Commit, Term: v.Term}
-	s.Bytes = int64(n.rangeBytes(v.Descriptor))
+	// etcdctl divides by it, so it is never 0: a record at least is there.
+	s.Bytes = int64(max(n.rangeBytes(v.Descriptor), 1))
 	return s, nil
 }
 

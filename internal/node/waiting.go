@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -30,9 +31,12 @@ func (n *Node) serveWaiting() {
 	n.serveOn(w.peer, n.ports.peer)
 }
 
+// stop lets the calls under way finish, among them the Init that formed the cluster.
 func (w *waiting) stop() {
-	w.client.Stop()
-	w.peer.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	stopServer(ctx, w.client)
+	stopServer(ctx, w.peer)
 }
 
 // serveOn runs a server on a port in a goroutine of its own.

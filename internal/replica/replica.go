@@ -103,16 +103,18 @@ type Replica struct {
 	serving bool // orderer, and its first entry of the term is applied (K3, K4)
 	ready   *effect.Ready
 
-	writes  writeQueue
-	reads   readQueue
-	asks    askBook
-	firing  firing
-	events  *dispatch.Dispatcher // while serving a topic's range
-	oracle  *oracleRole          // on the system range
-	snap    snapshots
-	trunc   truncation
-	ticks   uint64
-	visible atomic.Pointer[Visible]
+	writes writeQueue
+	reads  readQueue
+	asks   askBook
+	firing firing
+	events *dispatch.Dispatcher // while serving a topic's range
+	oracle *oracleRole          // on the system range
+	snap   snapshots
+	trunc  truncation
+	ticks  uint64
+	// campaigns is how many more ticks to stand for orderer, while there is none.
+	campaigns int
+	visible   atomic.Pointer[Visible]
 }
 
 var _ host.Resident = (*Replica)(nil)
@@ -223,6 +225,7 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 		r.snap.sending = false
 		r.machine.ReportSnapshot(m.To, m.OK)
 	case Campaign:
+		r.campaigns = campaignTicks
 		r.machine.Campaign()
 	case Transfer:
 		r.transfer(m.To)
@@ -231,8 +234,11 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 	}
 }
 
-// Campaign asks the replica to stand for orderer at once.
+// Campaign asks the replica to stand for orderer at once, and again with every tick for
+// a while, until there is one: the other replicas of a new range may not be there yet.
 type Campaign struct{}
+
+const campaignTicks = 20
 
 // Transfer asks the orderer to hand over to another replica.
 type Transfer struct{ To base.ReplicaID }
@@ -247,6 +253,14 @@ func (r *Replica) transfer(to base.ReplicaID) {
 func (r *Replica) Tick(now clock.Mono) {
 	r.ticks++
 	r.machine.Tick(now)
+	if r.campaigns > 0 {
+		r.campaigns--
+		if r.status.Leader == 0 {
+			r.machine.Campaign()
+		} else {
+			r.campaigns = 0
+		}
+	}
 	r.expireQueues(now)
 	if r.events != nil {
 		r.events.Expire(now, r.emit)
