@@ -14,13 +14,15 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
+
+	"github.com/almanacdb/almanac/internal/admin"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/datadir"
 	"github.com/almanacdb/almanac/internal/engine"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/logstore"
-	"google.golang.org/grpc"
 )
 
 // Options say how a node runs.
@@ -68,6 +70,7 @@ type Node struct {
 	log    *logstore.Store
 	ports  ports
 	form   *formation
+	admin  *admin.Server
 
 	adopted chan struct{} // closed once the node has an identity
 	fatal   chan error    // capacity 1: why the node can't go on
@@ -78,6 +81,7 @@ type Node struct {
 	id      *identity
 	run     *running
 	waiting *waiting
+	failed  error
 }
 
 // ports are the node's listeners, kept from start to end.
@@ -125,6 +129,9 @@ func (n *Node) open() (err error) {
 	if n.dir, err = datadir.Open(o.DataDir); err != nil {
 		return err
 	}
+	n.admin = admin.New(admin.Options{
+		Version: o.Version, Logger: o.Logger, Address: o.Advertise, Memory: o.Memory, Failed: n.failure, Disk: n.disk,
+	})
 	if err := n.openEngines(); err != nil {
 		return err
 	}
@@ -148,33 +155,63 @@ func advertised(asked string, addr net.Addr) string {
 func (n *Node) openEngines() (err error) {
 	n.cache = engine.NewCache(n.opts.Memory / 4)
 	memtable := min(max(n.opts.Memory/16, 4<<20), 32<<20)
-	o := engine.Options{Cache: n.cache, MemtableBytes: memtable, Logger: n.opts.Logger, Fatal: n.fail, Listener: n.listener()}
-	o.WAL = true
+	o := engine.Options{Cache: n.cache, MemtableBytes: memtable, Logger: n.opts.Logger, Fatal: n.fail}
+	o.WAL, o.Listener = true, n.listener("log")
 	if n.logs, err = engine.OpenPebble(n.dir.Log(), o); err != nil {
 		return err
 	}
-	o.WAL = false
+	o.WAL, o.Listener = false, n.listener("state")
 	n.states, err = engine.OpenPebble(n.dir.State(), o)
 	return err
 }
 
-func (n *Node) listener() engine.Listener {
-	log := n.opts.Logger
-	return engine.Listener{
-		DiskSlow: func(path, op string, took time.Duration) {
-			log.Warn("the disk is slow", "path", path, "op", op, "took", took)
-		},
-		DiskFull: func() { log.Error("the disk is full") },
+// listener counts what befalls a store's engine, and logs what a person should know.
+func (n *Node) listener(store string) engine.Listener {
+	log, l := n.opts.Logger, n.admin.EngineListener(store)
+	count := l
+	l.DiskSlow = func(path, op string, took time.Duration) {
+		count.DiskSlow(path, op, took)
+		log.Warn("the disk is slow", "store", store, "path", path, "op", op, "took", took)
 	}
+	l.DiskFull = func() {
+		count.DiskFull()
+		log.Error("the disk is full", "store", store)
+	}
+	l.Corruption = func(err error) {
+		count.Corruption(err)
+		log.Error("a file is damaged", "store", store, "err", err)
+	}
+	return l
 }
 
 // fail stops the node: its storage can't be trusted (S6).
 func (n *Node) fail(err error) {
-	select {
-	case n.fatal <- err:
-		n.opts.Logger.Error("the node must stop", "err", err)
-	default:
+	n.mu.Lock()
+	first := n.failed == nil
+	if first {
+		n.failed = err
 	}
+	n.mu.Unlock()
+	if first {
+		n.opts.Logger.Error("the node must stop", "err", err)
+		n.fatal <- err
+	}
+}
+
+// failure returns the error that the node can't go on with; nil while it can.
+func (n *Node) failure() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.failed
+}
+
+// serveHTTP serves health checks and metrics from the first moment to the last.
+func (n *Node) serveHTTP() {
+	n.work.Add(1)
+	go func() {
+		defer n.work.Done()
+		_ = n.admin.HTTPServer().Serve(n.ports.http.reuse()) // ends when the server is closed
+	}()
 }
 
 // begin serves: as a member if the node has an identity, or forms one by itself, else
@@ -268,8 +305,14 @@ func (n *Node) Stop(ctx context.Context) {
 	if w != nil {
 		w.stop()
 	}
+	if n.admin != nil {
+		n.admin.Stopping()
+	}
 	if r != nil {
 		r.stop(ctx)
+	}
+	if n.admin != nil {
+		_ = n.admin.HTTPServer().Close()
 	}
 	n.work.Wait()
 	n.closeStores()

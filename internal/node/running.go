@@ -54,12 +54,8 @@ func (n *Node) serve(ctx context.Context) error {
 	var err error
 	r.transport, err = transport.NewGRPC(transport.Options{
 		Self: id.Node, Cluster: id.Bootstrap.Cluster, Resolve: r.directory.peer, Handler: receiver{r},
-		Logger: n.opts.Logger,
-		Listener: transport.Listener{Disconnected: func(to base.NodeID, class transport.Class, _ error) {
-			if class == transport.ClassCalls {
-				r.store.PeerLost(to)
-			}
-		}},
+		Logger:   n.opts.Logger,
+		Listener: r.transportListener(),
 	})
 	if err != nil {
 		return err
@@ -84,11 +80,25 @@ func (n *Node) serve(ctx context.Context) error {
 	if err := r.found(id); err != nil {
 		return err
 	}
+	n.admin.SetMember(r.store)
 	n.goDo(ctx, r.placement.Run)
 	n.goDo(ctx, r.heartbeats)
 	n.serveOn(r.client, n.ports.client)
 	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster, "address", n.opts.Advertise)
 	return nil
+}
+
+// transportListener counts traffic, and tells the store when a peer's calls are lost.
+func (r *running) transportListener() transport.Listener {
+	l := r.node.admin.TransportListener()
+	count := l.Disconnected
+	l.Disconnected = func(to base.NodeID, class transport.Class, err error) {
+		count(to, class, err)
+		if class == transport.ClassCalls {
+			r.store.PeerLost(to)
+		}
+	}
+	return l
 }
 
 // goDo runs f in a goroutine that Stop waits for.
@@ -146,7 +156,7 @@ func clientServerOptions() []grpc.ServerOption {
 
 func (r *running) makeServers(id *identity) {
 	n := r.node
-	r.client = grpc.NewServer(clientServerOptions()...)
+	r.client = grpc.NewServer(append(clientServerOptions(), n.admin.ServerOptions()...)...)
 	gateway.New(gateway.Options{
 		Router: r.router, Cluster: id.Bootstrap.Cluster, Node: nodeInfo{r}, Init: n.Init,
 	}).Register(r.client)

@@ -25,11 +25,7 @@ func (r *running) report() *wire.Heartbeat {
 	h := &wire.Heartbeat{Node: r.node.descriptor(), Full: true}
 	h.Capacity.MemoryLimit = uint64(r.node.opts.Memory)
 	h.Capacity.CPUs = uint32(runtime.NumCPU())
-	var fs unix.Statfs_t
-	if unix.Statfs(r.node.dir.Path(), &fs) == nil {
-		h.Capacity.DiskTotal = fs.Blocks * uint64(fs.Bsize)
-		h.Capacity.DiskFree = fs.Bavail * uint64(fs.Bsize)
-	}
+	h.Capacity.DiskTotal, h.Capacity.DiskFree = r.node.disk()
 	for _, v := range r.store.Replicas() {
 		h.Replicas = append(h.Replicas, wire.ReplicaStatus{
 			Range: v.Descriptor.Range, Replica: v.Replica, Orderer: v.Serving, Leader: leaderReplica(v.Descriptor, v.Leader),
@@ -38,6 +34,16 @@ func (r *running) report() *wire.Heartbeat {
 		})
 	}
 	return h
+}
+
+// disk returns the size of the file system that holds the data directory, and what is
+// free on it; zeros if that can't be told.
+func (n *Node) disk() (size, free uint64) {
+	var fs unix.Statfs_t
+	if unix.Statfs(n.dir.Path(), &fs) != nil {
+		return 0, 0
+	}
+	return fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize)
 }
 
 func leaderReplica(d *base.RangeDescriptor, n base.NodeID) base.ReplicaID {

@@ -95,7 +95,7 @@ func (p *Placement) lead() error {
 // Run keeps the catalogue's beginnings in place until ctx ends: the first leader of the
 // system range writes what the cluster was formed with.
 func (p *Placement) Run(ctx context.Context) {
-	t := time.NewTicker(100 * time.Millisecond)
+	t := time.NewTicker(50 * time.Millisecond)
 	defer t.Stop()
 	written := uint64(0)
 	for {

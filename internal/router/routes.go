@@ -8,6 +8,7 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/keys"
 	"github.com/almanacdb/almanac/internal/placement"
 	"github.com/almanacdb/almanac/internal/wire"
 )
@@ -104,7 +105,11 @@ func (r *Router) lookup(ctx context.Context, key []byte) (route, error) {
 			return found, nil
 		}
 	}
-	return route{}, fault.New(fault.NotFound, "no range holds the key %x", key)
+	if _, err := keys.DecodePartition(key); err == nil {
+		return route{}, fault.New(fault.NotFound, "no range holds the key %x", key)
+	}
+	// Keyspaces are covered whole, once the first leader has written the catalogue.
+	return route{}, fault.New(fault.Unavailable, "the catalogue of ranges is not written yet").OnRange(base.SystemRange)
 }
 
 // systemRoute returns the route of the system range, which every node knows.
