@@ -1,0 +1,194 @@
+package simtest
+
+import (
+	"errors"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/replica"
+)
+
+// nemesis does harm at random, one thing after another; what it does may overlap.
+type nemesis struct {
+	w       *World
+	stopped bool
+	stepped bool // a wall clock is stepped, or was a moment ago
+}
+
+func (m *nemesis) start() { m.w.after(m.w.between(2*time.Second, 3*time.Second), m.strike) }
+
+func (m *nemesis) stop() { m.stopped = true }
+
+// later runs f unless the faults are over by then.
+func (m *nemesis) later(lo, hi time.Duration, f func()) {
+	m.w.after(m.w.between(lo, hi), func() {
+		if !m.stopped {
+			f()
+		}
+	})
+}
+
+func (m *nemesis) strike() {
+	if m.stopped {
+		return
+	}
+	w := m.w
+	n := w.anyNode()
+	switch k := w.rng.IntN(100); {
+	case k < 12:
+		w.tracef("nemesis: crash of node %d", n.id)
+		if n.up {
+			n.crash()
+			n.restartLater()
+		}
+	case k < 32:
+		n.armed = 1 + w.rng.IntN(60)
+		w.tracef("nemesis: node %d will die at its point %d", n.id, n.armed)
+	case k < 36:
+		w.tracef("nemesis: node %d's disk will fail", n.id)
+		n.fail = errors.New("the simulated disk fails")
+	case k < 38:
+		m.powerCut()
+	case k < 50:
+		n.pause(w.between(20*time.Millisecond, 3*time.Second))
+	case k < 60:
+		m.partition()
+	case k < 70:
+		m.cut()
+	case k < 78:
+		m.badLinks()
+	case k < 84:
+		m.stepWall(n)
+	case k < 94:
+		m.transfer()
+	default:
+		n.slow = w.between(time.Millisecond, 40*time.Millisecond)
+		w.tracef("nemesis: node %d's disk is slow, %v a turn", n.id, n.slow)
+		m.later(time.Second, 3*time.Second, func() { n.slow = 0 })
+	}
+	m.later(50*time.Millisecond, 1500*time.Millisecond, m.strike)
+}
+
+func (m *nemesis) powerCut() {
+	m.w.tracef("nemesis: all lose power")
+	m.w.count.PowerCuts++
+	for _, n := range m.w.nodes {
+		if n.up {
+			n.crash()
+			n.restartLater()
+		}
+	}
+}
+
+func (m *nemesis) partition() {
+	w := m.w
+	var part []base.NodeID
+	for _, n := range w.nodes {
+		if w.chance(0.4) {
+			part = append(part, n.id)
+		}
+	}
+	w.tracef("nemesis: partition of %v", part)
+	w.count.Partitions++
+	w.partition(part)
+	m.later(100*time.Millisecond, 4*time.Second, func() {
+		w.tracef("nemesis: partition ends")
+		w.partition(nil)
+	})
+}
+
+func (m *nemesis) cut() {
+	w := m.w
+	from, to := w.anyNode().id, w.anyNode().id
+	if w.chance(0.5) { // all of what one node hears, or says
+		for _, n := range w.nodes {
+			if n.id == from {
+				continue
+			}
+			if to%2 == 0 {
+				w.cut(from, n.id)
+			} else {
+				w.cut(n.id, from)
+			}
+		}
+		w.tracef("nemesis: node %d is cut off in one direction", from)
+	} else if from != to {
+		w.cut(from, to)
+		w.tracef("nemesis: %d → %d is cut", from, to)
+	}
+	w.count.OneWayCuts++
+	m.later(100*time.Millisecond, 4*time.Second, func() {
+		w.tracef("nemesis: cuts end")
+		w.repl.Heal()
+		w.calls.Heal()
+	})
+}
+
+func (m *nemesis) badLinks() {
+	f := m.w.badNetwork()
+	m.w.count.BadLinks++
+	m.w.tracef("nemesis: links are bad: %+v", f)
+	m.later(500*time.Millisecond, 4*time.Second, func() {
+		m.w.tracef("nemesis: links are good")
+		m.w.goodNetwork()
+	})
+}
+
+// stepWall steps one node's wall clock. Only one is off at a time, and for one more round
+// of samples after that: then a majority of the voters is always honest (T2).
+func (m *nemesis) stepWall(n *node) {
+	if m.stepped {
+		return
+	}
+	m.stepped = true
+	n.clock.step = m.w.between(-200*time.Second, 200*time.Second)
+	m.w.count.WallSteps++
+	m.w.tracef("nemesis: node %d's wall clock steps by %v", n.id, n.clock.step)
+	m.later(500*time.Millisecond, 8*time.Second, func() {
+		m.w.tracef("nemesis: node %d's wall clock is right", n.id)
+		n.clock.step = 0
+		m.later(3*time.Second, 4*time.Second, func() { m.stepped = false })
+	})
+}
+
+func (m *nemesis) transfer() {
+	w := m.w
+	d := w.ranges[w.rng.IntN(len(w.ranges))]
+	to := d.Replicas[w.rng.IntN(len(d.Replicas))].Replica
+	w.count.Transfers++
+	for _, rep := range d.Replicas {
+		n := w.node(rep.Node)
+		n.deliver(func() {
+			if v := n.store.Replica(d.Range); v != nil && v.Orderer {
+				w.tracef("nemesis: range %d is to be led by replica %d", d.Range, to)
+				_ = n.store.Post(d.Range, replica.Transfer{To: to})
+			}
+		})
+	}
+}
+
+// settle ends all faults and lets the cluster come to rest.
+func (w *World) settle() {
+	if len(w.broken) > 0 {
+		return
+	}
+	w.tracef("faults end")
+	w.load.stop()
+	w.healNetwork()
+	for _, n := range w.nodes {
+		n.armed, n.fail, n.slow, n.clock.step = 0, nil, 0, 0
+		if n.paused {
+			n.resume()
+		}
+		n.start()
+	}
+	w.runUntil(w.mono().Add(settleTime), w.load.settled)
+	if len(w.broken) == 0 && !w.load.settled() {
+		w.violated("the cluster did not recover within %v: %s", settleTime, w.load.unsettled())
+	}
+	// Replicas that are behind catch up.
+	w.runFor(2 * time.Second)
+}
+
+// settleTime is how long recovery may take at most.
+const settleTime = 30 * time.Second

@@ -1,0 +1,131 @@
+package simtest
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/transport"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// Two networks, because faults differ by class: over gRPC nothing arrives twice and a
+// class keeps its order, and calls count on that; replication withstands anything.
+
+func (w *World) buildNetwork() {
+	w.repl = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 2), w.now)
+	w.calls = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 3), w.now)
+	w.repl.Trace(w.traceMessage)
+	w.calls.Trace(w.traceMessage)
+	w.goodNetwork()
+}
+
+func (w *World) goodNetwork() {
+	good := transport.Faults{Delay: 100 * time.Microsecond, Jitter: 600 * time.Microsecond}
+	w.repl.SetDefault(good)
+	w.calls.SetDefault(good)
+}
+
+func (w *World) healNetwork() {
+	w.repl.Heal()
+	w.calls.Heal()
+	w.goodNetwork()
+}
+
+// badNetwork makes every link delay, lose, and where that is allowed repeat and reorder.
+func (w *World) badNetwork() transport.Faults {
+	f := transport.Faults{
+		Delay:  w.between(100*time.Microsecond, 20*time.Millisecond),
+		Jitter: w.between(time.Millisecond, 60*time.Millisecond),
+		Loss:   w.rng.Float64() * 0.2,
+	}
+	w.calls.SetDefault(f)
+	f.Duplicate, f.Reorder = w.rng.Float64()*0.3, w.rng.Float64()*0.3
+	w.repl.SetDefault(f)
+	return f
+}
+
+func (w *World) partition(part []base.NodeID) {
+	w.repl.Partition(part)
+	w.calls.Partition(part)
+}
+
+func (w *World) cut(from, to base.NodeID) {
+	w.repl.Cut(from, to)
+	w.calls.Cut(from, to)
+}
+
+// port is a process's way into the networks.
+type port struct {
+	n           *node
+	repl, calls *transport.Endpoint
+}
+
+type handler struct{ n *node }
+
+// Receive implements transport.Handler.
+func (h handler) Receive(from base.NodeID, msgs []wire.Message) { h.n.receive(from, msgs) }
+
+func (w *World) attach(n *node) *port {
+	return &port{n: n, repl: w.repl.Attach(n.id, handler{n}), calls: w.calls.Attach(n.id, handler{n})}
+}
+
+func (w *World) detach(n *node) {
+	w.repl.Down(n.id)
+	w.calls.Down(n.id)
+}
+
+// Send implements transport.Transport. The process may die before each message.
+func (p *port) Send(to base.NodeID, class transport.Class, msgs ...wire.Message) bool {
+	p.n.w.cfg.Plant.sending(p.n, msgs)
+	e := p.calls
+	if class == transport.ClassReplication {
+		e = p.repl
+	}
+	if class != transport.ClassReplication {
+		p.n.point("send")
+		return e.Send(to, class, msgs...)
+	}
+	ok := true
+	for i := range msgs {
+		p.n.point("send")
+		ok = e.Send(to, class, msgs[i]) && ok
+	}
+	return ok
+}
+
+// layout returns the ranges of a cluster of n nodes: three replicas each, going round.
+func layout(n int) []base.RangeDescriptor {
+	at := func(d base.RangeDescriptor, first int) base.RangeDescriptor {
+		d.SpanEpoch, d.ConfigEpoch, d.Protocol = 1, 1, base.ProtocolRaft
+		for i := range 3 {
+			node := base.NodeID((first+i)%n + 1)
+			d.Replicas = append(d.Replicas, base.ReplicaDescriptor{Node: node, Replica: base.ReplicaID(i + 1), Role: base.RoleVoter})
+		}
+		return d
+	}
+	return []base.RangeDescriptor{
+		at(systemRange, 0), at(keyRange, 1), at(topicRange(0), 2), at(topicRange(1), 3),
+	}
+}
+
+func (w *World) systemNodes() []base.NodeID {
+	var ids []base.NodeID
+	for _, r := range w.ranges[0].Replicas {
+		ids = append(ids, r.Node)
+	}
+	return ids
+}
+
+// nodesOf returns the nodes with a replica of a range.
+func (w *World) nodesOf(r base.RangeID) []base.NodeID {
+	var ids []base.NodeID
+	for i := range w.ranges {
+		if w.ranges[i].Range == r {
+			for _, rep := range w.ranges[i].Replicas {
+				ids = append(ids, rep.Node)
+			}
+		}
+	}
+	return ids
+}

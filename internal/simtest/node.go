@@ -1,0 +1,376 @@
+package simtest
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/dispatch"
+	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/logstore"
+	"github.com/almanacdb/almanac/internal/oracle"
+	"github.com/almanacdb/almanac/internal/store"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// Timing of every simulated cluster.
+const (
+	tick          = 50 * time.Millisecond
+	electionTicks = 10
+	keepEntries   = 24
+	ackTimeout    = 2 * time.Second
+	sessionSilent = 3 * time.Second
+)
+
+// node is a simulated machine: its disks and clock last, its process comes and goes.
+type node struct {
+	w     *World
+	id    base.NodeID
+	clock nodeClock
+	log   *engine.Mem // the disks
+	state *engine.Mem
+
+	up      bool
+	life    int // counts starts
+	inside  bool
+	paused  bool
+	inbox   []func() // what came while paused
+	slow    time.Duration
+	store   *store.Store
+	logs    *logstore.Store
+	workers []worker
+	net     *port
+
+	armed int   // the process dies at the armed-th point from now; 0: not armed
+	fail  error // the next write of a disk fails with it
+	seen  map[base.RangeID]*progress
+
+	stampCalls map[uint64]bool // for a planted bug
+}
+
+// worker is when one of the store's workers takes its next turn.
+type worker struct {
+	due   clock.Mono // true time; 0: not scheduled
+	again bool
+}
+
+// died unwinds a process that loses power.
+type died struct{ node base.NodeID }
+
+func newNode(w *World, id base.NodeID) *node {
+	n := &node{w: w, id: id, clock: nodeClock{w: w}}
+	// Honest clocks are up to honestOffset off and drift by up to 200 ppm.
+	n.clock.offset = w.between(-honestOffset, honestOffset)
+	n.clock.ppm = w.rng.Int64N(401) - 200
+	n.log = engine.NewMem(engine.MemOptions{WAL: true, Fail: n.diskStep("log")})
+	n.state = engine.NewMem(engine.MemOptions{Fail: n.diskStep("state")})
+	return n
+}
+
+// diskStep is asked by an engine before each step of a write.
+func (n *node) diskStep(disk string) func(engine.Op) error {
+	return func(op engine.Op) error {
+		n.point(disk + " " + string(op))
+		if err := n.fail; err != nil && n.inside {
+			n.w.tracef("node %d: its %s disk fails at %s", n.id, disk, op)
+			n.w.count.DiskErrors++
+			return err
+		}
+		return nil
+	}
+}
+
+// point is a place where the process may die.
+func (n *node) point(where string) {
+	if n.armed == 0 || !n.inside {
+		return
+	}
+	if n.armed--; n.armed == 0 {
+		n.w.count.PointCrashes++
+		n.w.tracef("node %d dies at %s", n.id, where)
+		panic(died{n.id})
+	}
+}
+
+// start boots the process on what its disks hold.
+func (n *node) start() {
+	if n.up {
+		return
+	}
+	n.life++
+	n.w.tracef("node %d starts, life %d", n.id, n.life)
+	n.clock.boot()
+	n.up, n.paused, n.slow = true, false, 0
+	n.inbox, n.store, n.workers = nil, nil, nil
+	n.seen = make(map[base.RangeID]*progress)
+	n.net = n.w.attach(n)
+	n.enter(func() {
+		if err := n.open(); err != nil {
+			n.fatal(err)
+		}
+	})
+	if !n.up {
+		return
+	}
+	if n.life > 1 {
+		n.w.count.Restarts++
+	}
+	n.every(50*time.Millisecond, func() { n.store.Expire() })
+	n.flushLater()
+}
+
+func (n *node) open() error {
+	logs, err := logstore.Open(n.w.cfg.Plant.logEngine(n))
+	if err != nil {
+		return err
+	}
+	n.logs = logs
+	st, err := store.Open(store.Options{
+		Node: n.id, Clock: &n.clock, Tick: tick, ElectionTicks: electionTicks,
+		Workers: 1 + int(n.id)%2, Log: logs, Engine: n.w.cfg.Plant.stateEngine(n), Transport: n.net,
+		Oracle:      oracle.Options{MaxClockOffsetMS: 500},
+		Dispatch:    dispatch.Options{AckTimeout: ackTimeout, SessionTimeout: sessionSilent},
+		KeepEntries: keepEntries, Logger: n.w.logger(n.id),
+		SystemNodes: func() []base.NodeID { return n.w.systemNodes() },
+		Background:  func(f func()) { f() },
+		Fatal:       n.fatal,
+	})
+	if err != nil {
+		return err
+	}
+	n.store = st
+	n.workers = make([]worker, len(st.Workers()))
+	return nil
+}
+
+// fatal is where the store says that it can't go on: right if a disk failed, else a
+// violation (S6).
+func (n *node) fatal(err error) {
+	if n.fail == nil {
+		n.w.violated("node %d calls itself broken: %v", n.id, err)
+	}
+	panic(died{n.id})
+}
+
+// enter runs code of the node's process, which may die in it.
+func (n *node) enter(f func()) {
+	if !n.up {
+		return
+	}
+	if n.inside {
+		panic("the simulator entered a node twice")
+	}
+	n.inside = true
+	defer func() {
+		n.inside = false
+		if r := recover(); r != nil {
+			if d, ok := r.(died); !ok || d.node != n.id {
+				panic(r)
+			}
+			n.crash()
+			n.restartLater()
+		}
+	}()
+	f()
+	n.reschedule()
+}
+
+// deliver runs f in the process now, or when it is no longer paused.
+func (n *node) deliver(f func()) {
+	if n.paused {
+		n.inbox = append(n.inbox, f)
+		return
+	}
+	n.enter(f)
+}
+
+// dropInbox takes back what was delivered last, if it waits for the end of a pause.
+func (n *node) dropInbox() {
+	if k := len(n.inbox); n.paused && k > 0 {
+		n.inbox = n.inbox[:k-1]
+	}
+}
+
+// receive implements transport.Handler for the networks.
+func (n *node) receive(from base.NodeID, msgs []wire.Message) {
+	msgs = n.w.cfg.Plant.received(n, msgs)
+	n.deliver(func() { n.store.Receive(from, msgs) })
+}
+
+// every runs f in the process again and again, while it lives and is not paused.
+func (n *node) every(d time.Duration, f func()) {
+	life := n.life
+	n.w.after(d, func() {
+		if n.life != life || !n.up {
+			return
+		}
+		if !n.paused {
+			n.enter(f)
+		}
+		if n.life == life && n.up {
+			n.every(d, f)
+		}
+	})
+}
+
+// flushLater makes the state store durable now and then, as its size and age would.
+func (n *node) flushLater() {
+	life := n.life
+	n.w.after(n.w.between(100*time.Millisecond, 4*time.Second), func() {
+		if n.life != life || !n.up {
+			return
+		}
+		n.enter(func() {
+			if err := n.state.Flush(); err != nil {
+				n.fatal(err)
+			}
+		})
+		if n.life == life && n.up {
+			n.flushLater()
+		}
+	})
+}
+
+// reschedule looks at what the process wants done next.
+func (n *node) reschedule() {
+	for i := range n.workers {
+		k, wk := &n.workers[i], n.store.Workers()[i]
+		var at clock.Mono
+		if k.again || wk.Pending() {
+			at = n.w.mono().Add(n.turnDelay())
+		} else {
+			at = n.clock.trueTime(wk.NextWake(n.clock.Mono()))
+			at = max(at, n.w.mono().Add(time.Microsecond))
+		}
+		if k.due != 0 && k.due <= at {
+			continue
+		}
+		k.due = at
+		life := n.life
+		n.w.at(at, func() {
+			if n.life == life && n.up && n.workers[i].due == at {
+				n.workers[i].due = 0
+				n.turn(i)
+			}
+		})
+	}
+}
+
+// turnDelay is how long mail waits for a turn: the turn before it, mostly its sync.
+func (n *node) turnDelay() time.Duration {
+	return n.w.between(20*time.Microsecond, 400*time.Microsecond) + n.slow
+}
+
+func (n *node) turn(i int) {
+	if n.paused {
+		return // resume schedules anew
+	}
+	n.w.count.Turns++
+	n.enter(func() { n.workers[i].again = n.store.Workers()[i].Turn() })
+	if n.up {
+		n.w.watch.turned(n)
+	}
+}
+
+// pause stops the process for a while: it hears and does nothing, then all at once.
+func (n *node) pause(d time.Duration) {
+	if !n.up || n.paused {
+		return
+	}
+	n.w.count.Pauses++
+	n.w.tracef("node %d pauses for %v", n.id, d)
+	n.paused = true
+	life := n.life
+	n.w.after(d, func() {
+		if n.life == life {
+			n.resume()
+		}
+	})
+}
+
+func (n *node) resume() {
+	if !n.up || !n.paused {
+		return
+	}
+	n.w.tracef("node %d resumes", n.id)
+	n.paused = false
+	inbox := n.inbox
+	n.inbox = nil
+	for _, f := range inbox {
+		n.enter(f)
+	}
+	for i := range n.workers {
+		n.workers[i].due = 0
+	}
+	n.enter(func() {})
+}
+
+// crash takes the power away: what was not synced is lost, but for a part of the log
+// that happened to reach the disk.
+func (n *node) crash() {
+	if !n.up {
+		return
+	}
+	n.w.tracef("node %d is down", n.id)
+	n.w.count.Crashes++
+	n.up, n.armed, n.fail = false, 0, nil
+	n.w.detach(n)
+	n.log = n.log.Crash(func(k int) int { return n.w.rng.IntN(k + 1) })
+	n.state = n.state.Crash(nil)
+	n.store, n.workers, n.inbox = nil, nil, nil
+}
+
+func (n *node) restartLater() {
+	n.w.after(n.w.between(50*time.Millisecond, 4*time.Second), n.start)
+}
+
+func (n *node) String() string { return fmt.Sprintf("node %d", n.id) }
+
+// honestOffset bounds how far wall clocks are off that are not stepped.
+const honestOffset = 100 * time.Millisecond
+
+// nodeClock is a machine's clock: monotonic time starts with each boot and drifts, wall
+// time is off.
+type nodeClock struct {
+	w      *World
+	offset time.Duration // honest
+	step   time.Duration // on top of it, while stepped
+	ppm    int64         // drift of monotonic time
+	bootAt clock.Mono    // true time of the boot
+	origin clock.Mono    // monotonic time at the boot
+}
+
+func (c *nodeClock) boot() {
+	c.bootAt = c.w.mono()
+	c.origin = clock.Mono(c.w.between(time.Second, time.Hour))
+}
+
+// Mono implements clock.Clock.
+func (c *nodeClock) Mono() clock.Mono { return c.monoAt(c.w.mono()) }
+
+func (c *nodeClock) monoAt(t clock.Mono) clock.Mono {
+	d := int64(t.Sub(c.bootAt))
+	return c.origin + clock.Mono(d+d*c.ppm/1_000_000)
+}
+
+// trueTime returns when Mono will be at least m.
+func (c *nodeClock) trueTime(m clock.Mono) clock.Mono {
+	d := int64(m - c.origin)
+	if d <= 0 {
+		return c.bootAt
+	}
+	if d > int64(24*time.Hour) {
+		return c.bootAt + m
+	}
+	t := c.bootAt + clock.Mono(d-d*c.ppm/1_000_000)
+	for c.monoAt(t) < m {
+		t += clock.Mono(time.Microsecond)
+	}
+	return t
+}
+
+// WallMS implements clock.Clock.
+func (c *nodeClock) WallMS() int64 {
+	return c.w.trueMS() + (c.offset + c.step).Milliseconds()
+}

@@ -1,0 +1,74 @@
+package simtest
+
+import (
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/keys"
+	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// snapshot is what all keys were at a timestamp.
+type snapshot struct {
+	at  base.Timestamp
+	n   int
+	sum uint64
+}
+
+// snapshotClient reads all keys at fresh timestamps, and again at those of before
+// (invariant 11).
+type snapshotClient struct {
+	w      *World
+	leader leaders
+	done   bool
+}
+
+func (c *snapshotClient) idle() bool     { return c.done }
+func (c *snapshotClient) String() string { return "the snapshot client" }
+
+func (c *snapshotClient) next() {
+	w := c.w
+	if w.load.stopping {
+		c.done = true
+		return
+	}
+	req := wire.ReadRequest{Reads: []wire.Read{{Span: keys.KeyspaceSpan(base.DefaultKeyspace)}}}
+	var again *snapshot
+	if n := len(w.load.shots); n > 0 && w.chance(0.6) {
+		again = w.load.shots[w.rng.IntN(n)]
+		req.At = again.at
+	}
+	w.read(c.leader, req, 2*time.Second, func(reply *wire.ReadReply, err error) {
+		if err == nil {
+			c.got(reply, again)
+		}
+		w.after(w.between(5*time.Millisecond, 150*time.Millisecond), c.next)
+	})
+}
+
+func (c *snapshotClient) got(reply *wire.ReadReply, again *snapshot) {
+	w := c.w
+	s := fingerprint(reply.At, reply.Results[0].KVs)
+	w.tracef("snapshot at %v: %d keys, %x", s.at, s.n, s.sum)
+	if again == nil {
+		w.count.Snapshots++
+		w.load.shots = append(w.load.shots, s)
+		return
+	}
+	w.count.SnapshotsAgain++
+	if *s != *again {
+		w.violated("invariant 11: at %v there were %d keys, %x; now there are %d, %x", s.at, again.n, again.sum, s.n, s.sum)
+	}
+}
+
+func fingerprint(at base.Timestamp, kvs []mvcc.KeyValue) *snapshot {
+	h := fnv.New64a()
+	for i := range kvs {
+		kv := &kvs[i]
+		fmt.Fprintf(h, "%q %q %d %d %d\n", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version)
+	}
+	return &snapshot{at: at, n: len(kvs), sum: h.Sum64()}
+}
