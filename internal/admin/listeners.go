@@ -19,17 +19,16 @@ type traffic struct {
 // TransportListener returns functions that count what a transport does. They neither
 // block nor allocate; a caller that listens itself calls them from its own.
 func (s *Server) TransportListener() transport.Listener {
-	classes := []transport.Class{transport.ClassReplication, transport.ClassCalls, transport.ClassBulk}
-	counts := make([]traffic, len(classes))
+	var counts []traffic // by class
 	m := s.metrics
-	for i, c := range classes {
+	for c := transport.ClassReplication; c <= transport.ClassBulk; c++ {
 		name := c.String()
-		counts[i] = traffic{
+		counts = append(counts, traffic{
 			sent: m.messages.WithLabelValues(name, "sent"), received: m.messages.WithLabelValues(name, "received"),
 			sentBytes: m.bytes.WithLabelValues(name, "sent"), receivedBytes: m.bytes.WithLabelValues(name, "received"),
 			dropped: m.dropped.WithLabelValues(name), connects: m.connects.WithLabelValues(name),
 			connections: m.connections.WithLabelValues(name),
-		}
+		})
 	}
 	return transport.Listener{
 		Connected: func(_ base.NodeID, c transport.Class) {

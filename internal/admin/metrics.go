@@ -16,6 +16,7 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
 	streams  *prometheus.GaugeVec
+	ended    *prometheus.CounterVec
 
 	messages    *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
@@ -43,6 +44,7 @@ func newMetrics() *metrics {
 	m.duration = m.histograms(requestDuration, durationBuckets)
 	m.inFlight = m.gauges(requestsInFlight).WithLabelValues()
 	m.streams = m.gauges(streamsOpen)
+	m.ended = m.counters(streamsEnded)
 	m.messages = m.counters(transportMessages)
 	m.bytes = m.counters(transportBytes)
 	m.dropped = m.counters(transportDropped)
@@ -56,6 +58,12 @@ func newMetrics() *metrics {
 	m.corruptions = m.counters(storeCorruptions)
 	m.flushes = m.counters(storeFlushes)
 
+	for _, result := range []string{"accepted", "duplicate", "failed"} {
+		m.published.WithLabelValues(result) // shown before the first is counted
+	}
+	for _, outcome := range []string{"done", "already", "not_found", "window_full", "failed"} {
+		m.acked.WithLabelValues(outcome)
+	}
 	lateness := &table[deliveryLateness]
 	m.lateness = prometheus.NewHistogram(prometheus.HistogramOpts{Name: lateness.name, Help: lateness.help, Buckets: latenessBuckets})
 	m.all = append(m.all, m.lateness)

@@ -1,6 +1,89 @@
 package admin
 
-import "google.golang.org/grpc"
+import (
+	"context"
+	"strings"
+	"time"
 
-// ServerOptions returns what makes a gRPC server count and time its calls.
-func (s *Server) ServerOptions() []grpc.ServerOption { return nil }
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+)
+
+// ServerOptions returns what makes a gRPC server for clients count and time its calls.
+// Labels stay bounded whatever clients send: interceptors see registered methods only.
+func (s *Server) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(s.unary),
+		grpc.ChainStreamInterceptor(s.stream),
+	}
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	begun := time.Now()
+	s.metrics.inFlight.Inc()
+	defer s.metrics.inFlight.Dec()
+	resp, err := handle(ctx, req)
+	service, method := split(info.FullMethod)
+	s.metrics.request(service, method, status.Code(err), begun)
+	if p, ok := req.(*almanacv1.PublishRequest); ok {
+		s.metrics.publish(p, resp, err)
+	}
+	return resp, err
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	service, method := split(info.FullMethod)
+	open := s.metrics.streams.WithLabelValues(service, method)
+	open.Inc()
+	defer open.Dec()
+	switch info.FullMethod {
+	case almanacv1.KV_Stream_FullMethodName, almanacv1.Events_Subscribe_FullMethodName:
+		ss = &countedStream{ServerStream: ss, server: s, service: service}
+	}
+	err := handle(srv, ss)
+	s.metrics.ended.WithLabelValues(service, method, codeName(status.Code(err))).Inc()
+	return err
+}
+
+// split takes "/service/method" apart.
+func split(full string) (service, method string) {
+	service, method, _ = strings.Cut(strings.TrimPrefix(full, "/"), "/")
+	return service, method
+}
+
+// codeName returns a status code's name; what is no code of gRPC's is as good as Unknown.
+func codeName(c codes.Code) string {
+	if c > codes.Unauthenticated {
+		c = codes.Unknown
+	}
+	return c.String()
+}
+
+func (m *metrics) request(service, method string, c codes.Code, begun time.Time) {
+	m.duration.WithLabelValues(service, method, codeName(c)).Observe(time.Since(begun).Seconds())
+}
+
+// publish counts what became of the events of one call.
+func (m *metrics) publish(req *almanacv1.PublishRequest, resp any, err error) {
+	var accepted, duplicate, failed int
+	if r, ok := resp.(*almanacv1.PublishResponse); ok && err == nil {
+		for _, e := range r.GetResults() {
+			switch {
+			case e.GetError() != nil:
+				failed++
+			case e.GetDuplicate():
+				duplicate++
+			default:
+				accepted++
+			}
+		}
+	} else {
+		failed = len(req.GetEvents())
+	}
+	add(m.published, accepted, "accepted")
+	add(m.published, duplicate, "duplicate")
+	add(m.published, failed, "failed")
+}

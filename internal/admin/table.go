@@ -61,6 +61,7 @@ const (
 	requestDuration
 	requestsInFlight
 	streamsOpen
+	streamsEnded
 
 	transportMessages
 	transportBytes
@@ -147,7 +148,7 @@ var table = [metricCount]metric{
 	deliveryLateness: {"almanac_delivery_lateness_seconds", histogram, "seconds", nil,
 		"Oracle time from an event's due time to its first delivery to a group through this node. A group that starts at the earliest event, or was without a subscriber, counts with its whole backlog."},
 	eventsAcked: {"almanac_events_acked_total", counter, "events", []string{"outcome"},
-		"Acks that subscribers sent to this node, by outcome for each event: done, already (settled before), not_found, window_full, or failed (for each ack, whatever its number of events)."},
+		"Acks that subscribers sent to this node, by outcome for each event: done, already (settled before), not_found, window_full, or failed."},
 
 	requestDuration: {"almanac_request_duration_seconds", histogram, "seconds", []string{"service", "method", "code"},
 		"How long calls took on this node, from receipt to answer, by gRPC service, method and status code. Calls that travel inside KV.Stream count as the method that they call, acks inside Events.Subscribe as the method Ack. Streams themselves are not timed."},
@@ -155,6 +156,8 @@ var table = [metricCount]metric{
 		"Calls that this node works on now, those inside streams left out."},
 	streamsOpen: {"almanac_streams_open", gauge, "streams", []string{"service", "method"},
 		"Streams of clients that are open on this node."},
+	streamsEnded: {"almanac_streams_ended_total", counter, "streams", []string{"service", "method", "code"},
+		"Streams of clients that ended, by gRPC service, method and status code."},
 
 	transportMessages: {"almanac_transport_messages_total", counter, "messages", []string{"class", "direction"},
 		"Messages between nodes, by class (replication, calls, bulk) and direction (sent, received)."},

@@ -1,0 +1,173 @@
+package admin
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+)
+
+// maxTimedCalls bounds the calls of one stream that are timed at once. Beyond, calls are
+// answered as ever but not counted.
+const maxTimedCalls = 1 << 16
+
+// countedStream counts and times the calls inside one stream. gRPC allows one goroutine
+// to send while another receives.
+type countedStream struct {
+	grpc.ServerStream
+	server  *Server
+	service string
+
+	mu    sync.Mutex
+	calls map[uint64]call // by the id that the client chose
+}
+
+// call is a call that has no answer yet.
+type call struct {
+	method string
+	events int // of an ack
+	begun  time.Time
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *countedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	switch m := m.(type) {
+	case *almanacv1.StreamRequest:
+		now := time.Now()
+		s.mu.Lock()
+		for _, c := range m.GetCalls() {
+			s.begin(c.GetId(), call{method: methodOf(c), begun: now})
+		}
+		s.mu.Unlock()
+	case *almanacv1.SubscribeRequest:
+		now := time.Now()
+		s.mu.Lock()
+		for _, a := range m.GetAcks().GetAcks() {
+			s.begin(a.GetAckId(), call{method: "Ack", events: len(a.GetPositions()), begun: now})
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// SendMsg implements grpc.ServerStream.
+func (s *countedStream) SendMsg(m any) error {
+	if err := s.ServerStream.SendMsg(m); err != nil {
+		return err
+	}
+	switch m := m.(type) {
+	case *almanacv1.StreamResponse:
+		for _, r := range m.GetReplies() {
+			s.end(r.GetId(), r.GetError())
+		}
+	case *almanacv1.SubscribeResponse:
+		if d := m.GetDeliveries(); d != nil {
+			s.server.delivered(d)
+		}
+		for _, r := range m.GetAckResults().GetResults() {
+			s.server.metrics.ack(r, s.end(r.GetAckId(), r.GetError()).events)
+		}
+	}
+	return nil
+}
+
+// begin notes a call. Called with mu held.
+func (s *countedStream) begin(id uint64, c call) {
+	if len(s.calls) >= maxTimedCalls {
+		return
+	}
+	if s.calls == nil {
+		s.calls = make(map[uint64]call)
+	}
+	s.calls[id] = c
+}
+
+// end times a call that was answered and returns what was noted of it, if anything.
+func (s *countedStream) end(id uint64, failed *almanacv1.Error) call {
+	s.mu.Lock()
+	c, ok := s.calls[id]
+	delete(s.calls, id)
+	s.mu.Unlock()
+	if ok {
+		s.server.metrics.request(s.service, c.method, codes.Code(failed.GetCode()), c.begun)
+	}
+	return c
+}
+
+// methodOf returns the method that a call inside a stream stands for.
+func methodOf(c *almanacv1.StreamCall) string {
+	switch c.GetRequest().(type) {
+	case *almanacv1.StreamCall_Get:
+		return "Get"
+	case *almanacv1.StreamCall_Range:
+		return "Range"
+	case *almanacv1.StreamCall_Put:
+		return "Put"
+	case *almanacv1.StreamCall_Delete:
+		return "Delete"
+	case *almanacv1.StreamCall_Txn:
+		return "Txn"
+	}
+	return "unknown"
+}
+
+// delivered counts a batch of deliveries.
+func (s *Server) delivered(d *almanacv1.Deliveries) {
+	m := s.joined()
+	if m == nil {
+		return
+	}
+	now, again := oracleNow(m), 0
+	for _, e := range d.GetEvents() {
+		if e.GetAttempt() > 1 {
+			again++
+			continue
+		}
+		late := max(0, now-e.GetPosition().GetDueMs())
+		s.metrics.lateness.Observe(float64(late) / 1000)
+	}
+	s.metrics.delivered.Add(float64(len(d.GetEvents())))
+	s.metrics.redelivered.Add(float64(again))
+}
+
+// ack counts what became of the events of one ack. One outcome may stand for all.
+func (m *metrics) ack(r *almanacv1.AckResult, events int) {
+	outcomes := r.GetOutcomes()
+	switch {
+	case r.GetError() != nil:
+		add(m.acked, max(events, 1), "failed")
+	case len(outcomes) == 1:
+		add(m.acked, max(events, 1), outcomeName(outcomes[0]))
+	default:
+		for _, o := range outcomes {
+			add(m.acked, 1, outcomeName(o))
+		}
+	}
+}
+
+func outcomeName(o almanacv1.AckOutcome) string {
+	switch o {
+	case almanacv1.AckOutcome_ACK_OUTCOME_DONE:
+		return "done"
+	case almanacv1.AckOutcome_ACK_OUTCOME_ALREADY:
+		return "already"
+	case almanacv1.AckOutcome_ACK_OUTCOME_NOT_FOUND:
+		return "not_found"
+	case almanacv1.AckOutcome_ACK_OUTCOME_WINDOW_FULL:
+		return "window_full"
+	}
+	return "failed"
+}
+
+func add(v *prometheus.CounterVec, n int, label string) {
+	if n > 0 {
+		v.WithLabelValues(label).Add(float64(n))
+	}
+}
