@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -76,8 +77,8 @@ func TestHealth(t *testing.T) {
 	if code, _ := get(t, s, "/healthz"); code != 200 {
 		t.Errorf("a node that shuts down is alive: %d", code)
 	}
-	failed = fault.New(fault.Corrupt, "file 7 is damaged").WithRemedy("replace the disk")
-	const want = "the node has failed and must be restarted: file 7 is damaged; replace the disk\n"
+	failed = fmt.Errorf("range 3: %w", fault.New(fault.Corrupt, "file 7 is damaged").WithRemedy("replace the disk"))
+	const want = "the node has failed and must be restarted: range 3: file 7 is damaged; replace the disk\n"
 	if code, body := get(t, s, "/healthz"); code != 503 || body != want {
 		t.Errorf("a failed node: %d %q", code, body)
 	}

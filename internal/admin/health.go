@@ -104,7 +104,7 @@ func failure(err error) string { return "the node has failed and must be restart
 // explain returns an error together with its remedy.
 func explain(err error) string {
 	if f := fault.As(err); f.Remedy != "" {
-		return f.Error() + "; " + f.Remedy
+		return err.Error() + "; " + f.Remedy
 	}
 	return err.Error()
 }
