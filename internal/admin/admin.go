@@ -123,11 +123,12 @@ func (s *Server) joined() Member {
 	return nil
 }
 
-// oracleNow returns oracle time in milliseconds since 1970 as this node knows it: the
-// last fetch plus monotonic time, or the wall clock if there was no fetch yet.
-func oracleNow(m Member) int64 {
+// oracleNow returns oracle time since 1970 as this node knows it: the last fetch plus
+// monotonic time, or the wall clock if there was no fetch yet. Fetches come in whole
+// milliseconds and count as of their receipt, so it is never ahead.
+func oracleNow(m Member) time.Duration {
 	if ms, at, ok := m.OracleAnchor(); ok {
-		return ms + m.Clock().Mono().Sub(at).Milliseconds()
+		return time.Duration(ms)*time.Millisecond + m.Clock().Mono().Sub(at)
 	}
-	return m.Clock().WallMS()
+	return time.Duration(m.Clock().WallMS()) * time.Millisecond
 }

@@ -192,14 +192,14 @@ func TestServerIsBounded(t *testing.T) {
 
 func TestOracleNow(t *testing.T) {
 	m := newCluster()
-	if now := oracleNow(m); now != wallMS {
-		t.Errorf("without an anchor: %d", now)
+	if now := oracleNow(m); now != wallMS*time.Millisecond {
+		t.Errorf("without an anchor: %v", now)
 	}
 	m.anchorMS, m.anchorAt = 5000, m.clock.Mono()
-	m.clock.Advance(1500 * time.Millisecond)
+	m.clock.Advance(1500*time.Millisecond + 300*time.Microsecond)
 	m.clock.StepWall(time.Hour)
-	if now := oracleNow(m); now != 6500 {
-		t.Errorf("1.5 s after an anchor at 5000: %d", now)
+	if now := oracleNow(m); now != 6500*time.Millisecond+300*time.Microsecond {
+		t.Errorf("1.5003 s after an anchor at 5 s: %v", now)
 	}
 }
 

@@ -73,7 +73,7 @@ func (s state) Collect(metrics chan<- prometheus.Metric) {
 		return
 	}
 	replicas := m.Replicas()
-	summarize(replicas, oracleNow(m)).collect(ch)
+	summarize(replicas, oracleNow(m).Milliseconds()).collect(ch)
 	collectOracle(ch, oracleStatus(replicas))
 }
 

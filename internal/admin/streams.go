@@ -130,8 +130,8 @@ func (s *Server) delivered(d *almanacv1.Deliveries) {
 			again++
 			continue
 		}
-		late := max(0, now-e.GetPosition().GetDueMs())
-		s.metrics.lateness.Observe(float64(late) / 1000)
+		late := now - time.Duration(e.GetPosition().GetDueMs())*time.Millisecond
+		s.metrics.lateness.Observe(max(0, late).Seconds())
 	}
 	s.metrics.delivered.Add(float64(len(d.GetEvents())))
 	s.metrics.redelivered.Add(float64(again))

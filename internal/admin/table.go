@@ -146,7 +146,7 @@ var table = [metricCount]metric{
 	eventsRedelivered: {"almanac_events_redelivered_total", counter, "events", nil,
 		"Those of them that were not an event's first delivery to its group."},
 	deliveryLateness: {"almanac_delivery_lateness_seconds", histogram, "seconds", nil,
-		"Oracle time from an event's due time to its first delivery to a group through this node. A group that starts at the earliest event, or was without a subscriber, counts with its whole backlog."},
+		"Oracle time from an event's due time to its first delivery to a group through this node, up to 1 ms too low, because timestamps tell whole milliseconds. A group that starts at the earliest event, or was without a subscriber, counts with its whole backlog."},
 	eventsAcked: {"almanac_events_acked_total", counter, "events", []string{"outcome"},
 		"Acks that subscribers sent to this node, by outcome for each event: done, already (settled before), not_found, window_full, or failed."},
 
