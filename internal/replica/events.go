@@ -24,6 +24,7 @@ type firing struct {
 	flying     bool       // an advance was appended and is not applied yet
 	last       clock.Mono // when the last advance was appended
 	acks       []*timeline.Ack
+	roundSince clock.Mono // hand-out waits for a round begun then or later; 0: for none
 }
 
 // minAdvanceGap is the least time between two advances of a range.
@@ -120,19 +121,35 @@ func (r *Replica) pump(now clock.Mono) bool {
 	err := r.lookForDue()
 	more := false
 	if err == nil && !r.events.Idle() {
+		asked := false
 		more, err = r.events.Pump(now, r.opts.Engine, r.state.Clock.Millis(), func() bool {
-			if r.machine.HasLease(now) || r.machine.ConfirmedSince(now) {
-				return true
-			}
-			r.machine.StartRound(now)
-			return false
+			asked = true
+			return r.confirmHandOut(now)
 		}, r.emit)
+		if !asked {
+			r.firing.roundSince = 0 // an old round says nothing about what comes next
+		}
 	}
 	if err != nil {
 		r.env.Fatal(fmt.Errorf("range %d cannot read its timelines: %w", r.id, err))
 		return false
 	}
 	return more
+}
+
+// confirmHandOut says whether this is surely still the orderer: by its lease, or by a
+// round begun since it last asked. If not, a round is under way then.
+func (r *Replica) confirmHandOut(now clock.Mono) bool {
+	f := &r.firing
+	if r.machine.HasLease(now) || f.roundSince != 0 && r.machine.ConfirmedSince(f.roundSince) {
+		f.roundSince = 0
+		return true
+	}
+	if f.roundSince == 0 {
+		f.roundSince = now
+		r.machine.StartRound(now)
+	}
+	return false
 }
 
 func (r *Replica) emit(out dispatch.Out) { r.env.SendSession(r.id, out) }

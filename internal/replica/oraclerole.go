@@ -143,7 +143,7 @@ func (r *Replica) answerStamps(now clock.Mono) {
 	if len(o.waiting) == 0 {
 		return
 	}
-	lease := r.machine.HasLease(now)
+	lease, asked := r.machine.HasLease(now), len(o.waiting)
 	keep := o.waiting[:0]
 	for _, q := range o.waiting {
 		if lease || r.machine.ConfirmedSince(q.since) {
@@ -154,7 +154,7 @@ func (r *Replica) answerStamps(now clock.Mono) {
 	}
 	clear(o.waiting[len(keep):])
 	o.waiting = keep
-	if len(keep) > 0 && !r.machine.ConfirmedSince(keep[0].since) {
-		r.machine.StartRound(now)
+	if len(keep) > 0 && len(keep) < asked {
+		r.machine.StartRound(now) // for those that came after the round that is over
 	}
 }
