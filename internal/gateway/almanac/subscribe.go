@@ -28,6 +28,7 @@ type subscriber struct {
 	acks   *acker
 
 	sending sync.Mutex
+	ended   bool // guarded by sending: the handler is about to return
 
 	mu      sync.Mutex
 	surplus uint64 // credits that the client granted beyond what may be under way
@@ -45,6 +46,7 @@ func (s *eventsServer) Subscribe(stream almanacv1.Events_SubscribeServer) error 
 		return s.status(err)
 	}
 	c := &subscriber{server: s, stream: stream, sub: sub}
+	defer c.end()
 	return s.status(c.run(open.GetCredits()))
 }
 
@@ -219,5 +221,15 @@ func deliveries(batch []wire.Delivery) *almanacv1.SubscribeResponse {
 func (c *subscriber) send(m *almanacv1.SubscribeResponse) error {
 	c.sending.Lock()
 	defer c.sending.Unlock()
+	if c.ended {
+		return fault.New(fault.Cancelled, "the stream has ended")
+	}
 	return c.stream.Send(m)
+}
+
+// end keeps the receiver, which outlives the handler by a little, from sending.
+func (c *subscriber) end() {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	c.ended = true
 }
