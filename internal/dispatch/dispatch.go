@@ -64,6 +64,7 @@ type Dispatcher struct {
 	opts     Options
 	sessions []*session // in order of opening
 	lanes    []*lane    // in order of opening
+	first    int        // whose turn it is among lanes
 	expiry   []expiring // by deadline, because the ack timeout is one for all
 }
 
@@ -89,8 +90,9 @@ func New(o Options) *Dispatcher {
 	return &Dispatcher{opts: o}
 }
 
-// Idle says that there is no session, so that there is nothing to do.
-func (d *Dispatcher) Idle() bool { return len(d.sessions) == 0 }
+// Idle says that there is nothing to keep up to date: no session, and nothing that an
+// earlier one gave back.
+func (d *Dispatcher) Idle() bool { return len(d.lanes) == 0 }
 
 // Sessions returns the number of open sessions.
 func (d *Dispatcher) Sessions() int { return len(d.sessions) }
@@ -110,7 +112,9 @@ func (d *Dispatcher) Open(now clock.Mono, r effect.Reader, id SessionID, parts [
 		if err != nil {
 			return err
 		}
-		lanes = append(lanes, l)
+		if !slices.Contains(lanes, l) { // one credit is counted once
+			lanes = append(lanes, l)
+		}
 	}
 	for _, l := range lanes {
 		l.sessions = append(l.sessions, s)
@@ -170,8 +174,8 @@ func (d *Dispatcher) openLane(r effect.Reader, p base.PartitionID, g base.GroupI
 	return l, nil
 }
 
-// Settled tells that an applied command settled positions of a group; it reads the
-// group's cursor anew.
+// Settled tells that an applied command acked positions of a group. What of them is
+// settled is read anew: an ack that found the window full settled nothing.
 func (d *Dispatcher) Settled(r effect.Reader, p base.PartitionID, g base.GroupID, positions []base.Position) error {
 	l := d.lane(p, g)
 	if l == nil {
@@ -181,7 +185,14 @@ func (d *Dispatcher) Settled(r effect.Reader, p base.PartitionID, g base.GroupID
 	if err != nil || !ok {
 		return err
 	}
+	positions, err = settledAmong(r, p, rec, positions)
+	if err != nil {
+		return err
+	}
 	l.settled(rec, positions)
+	if l.forgettable() {
+		d.lanes = slices.DeleteFunc(d.lanes, func(m *lane) bool { return m == l })
+	}
 	return nil
 }
 
@@ -223,7 +234,11 @@ func (d *Dispatcher) Wake() clock.Mono {
 // is not sure, and nothing is handed out. It returns true if more is ready.
 func (d *Dispatcher) Pump(now clock.Mono, r effect.Reader, clockMS int64, confirm func() bool, emit func(Out)) (bool, error) {
 	more, confirmed := false, false
-	for _, l := range d.lanes {
+	// Another lane comes first each time: a session's credit is shared by its lanes,
+	// and a long one must not take all of it for ever.
+	d.first++
+	for i := range d.lanes {
+		l := d.lanes[(d.first+i)%len(d.lanes)]
 		if !l.ready() {
 			continue
 		}
@@ -247,13 +262,15 @@ func (d *Dispatcher) Pump(now clock.Mono, r effect.Reader, clockMS int64, confir
 	return more, nil
 }
 
-// handOut spreads picked events over the lane's sessions with credit, in turn.
+// handOut spreads picked events evenly over the lane's sessions with credit, in turn.
 func (d *Dispatcher) handOut(now clock.Mono, l *lane, picked []pick, emit func(Out)) {
 	deadline := now.Add(d.opts.AckTimeout)
 	d.compactExpiry()
+	members := l.withCredit()
+	even := (len(picked) + members - 1) / members
 	for len(picked) > 0 {
 		s := l.nextSession()
-		share := min(s.credit(), max(1, len(picked)/len(l.sessions)), len(picked))
+		share := min(s.credit(), even, len(picked))
 		out := Out{Session: s.id, First: s.sent, Deliveries: make([]wire.Delivery, share)}
 		for i, p := range picked[:share] {
 			del := &delivery{session: s, attempt: p.attempt}

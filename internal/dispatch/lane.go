@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"math"
 	"slices"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -57,6 +58,17 @@ func (l *lane) credit() int {
 	return n
 }
 
+// withCredit counts the sessions that have credit.
+func (l *lane) withCredit() int {
+	n := 0
+	for _, s := range l.sessions {
+		if s.credit() > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // nextSession returns the next session in turn that has credit; there must be one.
 func (l *lane) nextSession() *session {
 	for {
@@ -100,6 +112,43 @@ func (l *lane) giveBack(pos base.Position) {
 	}
 }
 
+// settledAmong returns those of the positions that are settled: the group's cursor has
+// passed them, or they are marked.
+func settledAmong(r effect.Reader, p base.PartitionID, rec timeline.Group, positions []base.Position) ([]base.Position, error) {
+	var above []base.Position
+	for _, pos := range positions {
+		if pos.Compare(rec.Cursor) > 0 {
+			above = append(above, pos)
+		}
+	}
+	if len(above) == 0 {
+		return positions, nil
+	}
+	marked := make(map[base.Position]bool, len(above))
+	if rec.Acked > 0 {
+		from := before(slices.MinFunc(above, base.Position.Compare))
+		to := slices.MaxFunc(above, base.Position.Compare)
+		err := timeline.AckedAbove(r, p, rec.Group, from, to, func(pos base.Position) bool {
+			marked[pos] = true
+			return true
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(positions), func(pos base.Position) bool {
+		return pos.Compare(rec.Cursor) > 0 && !marked[pos]
+	}), nil
+}
+
+// before returns the position just before pos.
+func before(pos base.Position) base.Position {
+	if pos.Seq > 0 {
+		return base.Position{DueMS: pos.DueMS, Seq: pos.Seq - 1}
+	}
+	return base.Position{DueMS: pos.DueMS - 1, Seq: math.MaxUint64}
+}
+
 // settled takes settled positions out of flight and out of what returned.
 func (l *lane) settled(rec timeline.Group, positions []base.Position) {
 	l.cursor, l.marks = rec.Cursor, int(rec.Acked)
@@ -120,14 +169,20 @@ func (l *lane) settled(rec timeline.Group, positions []base.Position) {
 
 // pick chooses events to hand out: returned ones first, then those after scan. The
 // number is bounded by credit, batch size and the acked window, so that an ack of
-// what is handed out always finds room.
+// what is handed out finds room. The lowest unsettled event needs none, for the cursor
+// passes it at once: it is handed out even if acks of others have filled the window.
 func (l *lane) pick(r effect.Reader, clockMS int64, o Options) ([]pick, error) {
 	n := min(l.credit(), o.BatchEvents)
 	picked, bytes, err := l.pickReturned(r, n, o.BatchBytes)
 	if err != nil {
 		return nil, err
 	}
-	n = min(n-len(picked), o.Window-l.marks-len(l.flight)-len(l.returned)-len(picked))
+	open := len(l.flight) + len(l.returned) + len(picked)
+	room := o.Window - l.marks - open
+	if open == 0 {
+		room = max(room, 1)
+	}
+	n = min(n-len(picked), room)
 	if n <= 0 || !l.more || bytes >= o.BatchBytes {
 		return picked, nil
 	}
