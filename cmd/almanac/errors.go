@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/almanacdb/almanac/client"
+	"github.com/almanacdb/almanac/internal/fault"
 )
 
 // Exit codes.
@@ -60,17 +61,37 @@ type failure struct {
 func describe(err error) failure {
 	var usage usageError
 	var e *client.Error
+	var f *fault.Error // of a node that runs in this process
+	var out failure
 	switch {
-	case errors.As(err, &usage):
-		return failure{err.Error(), "usage", "see almanac --help"}
 	case errors.As(err, &e):
-		return failure{err.Error(), string(e.Reason), e.Remedy}
+		out = failure{err.Error(), string(e.Reason), e.Remedy}
+	case errors.As(err, &f):
+		out = failure{err.Error(), f.Kind.String(), f.Remedy}
 	case errors.Is(err, context.DeadlineExceeded):
-		return failure{err.Error(), string(client.ReasonDeadline), ""}
+		out = failure{err.Error(), string(client.ReasonDeadline), ""}
 	case errors.Is(err, context.Canceled):
-		return failure{err.Error(), string(client.ReasonCancelled), ""}
+		out = failure{err.Error(), string(client.ReasonCancelled), ""}
+	default:
+		out = failure{err.Error(), string(client.ReasonInternal), ""}
 	}
-	return failure{err.Error(), string(client.ReasonInternal), ""}
+	if errors.As(err, &usage) {
+		out.Reason = "usage"
+	}
+	if out.Remedy == "" {
+		out.Remedy = remedies[out.Reason]
+	}
+	return out
+}
+
+// remedies are for errors that come without one: most are of this process or of the
+// connection, where no server could say what helps.
+var remedies = map[string]string{
+	"usage":                          "see almanac --help",
+	string(client.ReasonUnavailable): "check that a node runs there, and --endpoints",
+	string(client.ReasonDeadline):    "check that a node runs there, and --endpoints; or allow more time with --request-timeout",
+	string(client.ReasonInternal):    "see the logs of the nodes",
+	string(client.ReasonTooLarge):    "send less at once",
 }
 
 // report writes an error for the reader that the output is meant for.

@@ -97,12 +97,15 @@ func (f *publishFlags) event(at, in, many bool) (client.NewEvent, error) {
 
 // parseTime reads RFC 3339 or milliseconds since 1970.
 func parseTime(s string) (time.Time, error) {
-	if ms, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return time.UnixMilli(ms), nil
-	}
 	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil {
+	if ms, numErr := strconv.ParseInt(s, 10, 64); numErr == nil {
+		t, err = time.UnixMilli(ms), nil
+	}
+	switch {
+	case err != nil:
 		return t, usagef("time %q is neither RFC 3339 nor milliseconds since 1970", s)
+	case t.UnixMilli() < 0:
+		return t, usagef("time %q is before 1970", s)
 	}
 	return t, nil
 }

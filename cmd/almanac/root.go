@@ -77,6 +77,9 @@ func (a *app) root() *cobra.Command {
 			if a.output != "text" && a.output != "json" {
 				return usagef("--output is text or json, not %q", a.output)
 			}
+			if a.timeout <= 0 {
+				return usagef("--request-timeout is above 0")
+			}
 			return nil
 		},
 	}

@@ -38,7 +38,7 @@ which wins over the file.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := config.Load(flags)
 		if err != nil {
-			return err
+			return usageError{err}
 		}
 		return a.start(cmd.Context(), c)
 	}

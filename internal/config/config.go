@@ -52,7 +52,8 @@ func Load(f *pflag.FlagSet) (*Config, error) {
 	path, _ := f.GetString("config")
 	if path != "" {
 		if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
-			return nil, fault.Wrap(fault.Invalid, err, "configuration file %s", path)
+			return nil, fault.Wrap(fault.Invalid, err, "configuration file %s", path).
+				WithRemedy("name a YAML file with settings named as the flags are")
 		}
 		if err := unknown(k, f, path); err != nil {
 			return nil, err
@@ -90,14 +91,23 @@ func unknown(k *koanf.Koanf, f *pflag.FlagSet, path string) error {
 func build(k *koanf.Koanf) (*Config, error) {
 	memory, err := ParseBytes(k.String("memory"))
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "--memory")
+		return nil, named("memory", err)
+	}
+	insecure, err := strconv.ParseBool(k.String("insecure"))
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "--insecure %q", k.String("insecure")).WithRemedy("use true or false")
+	}
+	offset, err := time.ParseDuration(k.String("max-clock-offset"))
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "--max-clock-offset %q is not a duration", k.String("max-clock-offset")).
+			WithRemedy("write it like 500ms")
 	}
 	c := &Config{
 		LogFormat: k.String("log-format"),
 		Node: node.Options{
 			DataDir: k.String("data-dir"), Listen: k.String("listen"), Peer: k.String("peer"), HTTP: k.String("http"),
 			Advertise: k.String("advertise"), AdvertisePeer: k.String("advertise-peer"), Join: k.Strings("join"),
-			Memory: memory, Insecure: k.Bool("insecure"), MaxClockOffset: k.Duration("max-clock-offset"),
+			Memory: memory, Insecure: insecure, MaxClockOffset: offset,
 		},
 	}
 	if err := c.LogLevel.UnmarshalText([]byte(k.String("log-level"))); err != nil {
@@ -106,7 +116,13 @@ func build(k *koanf.Koanf) (*Config, error) {
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		return nil, fault.New(fault.Invalid, "--log-format %q", c.LogFormat).WithRemedy("use text or json")
 	}
-	return c, nil
+	return c, c.Node.Validate()
+}
+
+// named says which setting is wrong, and keeps the remedy.
+func named(flag string, err error) error {
+	f := fault.As(err)
+	return fault.Wrap(f.Kind, err, "--%s", flag).WithRemedy("%s", f.Remedy)
 }
 
 // ParseBytes reads a size such as 512MiB, 2GiB, 1GB or 1000000.
@@ -126,7 +142,7 @@ func ParseBytes(s string) (int64, error) {
 		}
 	}
 	f, err := strconv.ParseFloat(number, 64)
-	if err != nil || f < 0 || f*float64(size) > 1<<62 {
+	if err != nil || !(f >= 0 && f*float64(size) <= 1<<62) { // NaN is neither
 		return 0, fault.New(fault.Invalid, "%q is not a size", s).WithRemedy("write it like 512MiB or 2GiB")
 	}
 	return int64(f * float64(size)), nil

@@ -140,6 +140,9 @@ func (f *formation) init(ctx context.Context, _ *struct{}) (*initReply, error) {
 		return f.offerAll(ctx, id) // decided before; make sure that a majority knows
 	}
 	if founders[0] != f.node.opts.AdvertisePeer {
+		if _, err := describePeer(ctx, founders[0]); err != nil {
+			return nil, err
+		}
 		return callPeer[initReply](ctx, founders[0], "Init", struct{}{})
 	}
 	id, err := f.decide(ctx, founders)
@@ -167,6 +170,9 @@ func (f *formation) decide(ctx context.Context, founders []string) (*identity, e
 			continue
 		}
 		rep, err := describePeer(ctx, addr)
+		if fault.KindOf(err) == fault.Invalid {
+			return nil, err
+		}
 		if err != nil {
 			continue
 		}
@@ -193,10 +199,17 @@ func noMajority(answered, of int) *fault.Error {
 		WithRemedy("start the others, then run `almanac init` again")
 }
 
+// describePeer asks a founder who it is. One that goes by another address is refused:
+// under two addresses, one node would count as two.
 func describePeer(ctx context.Context, addr string) (*describeReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	return callPeer[describeReply](ctx, addr, "Describe", struct{}{})
+	rep, err := callPeer[describeReply](ctx, addr, "Describe", struct{}{})
+	if err == nil && rep.Node.Peer != addr {
+		return nil, fault.New(fault.Invalid, "--join names %s, but the node there advertises %s", addr, rep.Node.Peer).
+			WithRemedy("write the same address in --join on every node and in that node's --advertise-peer")
+	}
+	return rep, err
 }
 
 // offerAll offers the cluster to the founders; a majority must have accepted.
@@ -237,11 +250,19 @@ func (f *formation) offerAll(ctx context.Context, id *identity) (*initReply, err
 func (f *formation) offer(_ context.Context, req *offerRequest) (*struct{}, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := checkIdentity(req.Node, &req.Bootstrap); err != nil {
+		return nil, err
+	}
 	if id := f.node.identity(); id != nil {
 		if id.Bootstrap.Cluster != req.Bootstrap.Cluster {
 			return nil, wrongCluster(f.node.opts.AdvertisePeer, id.Bootstrap.Cluster)
 		}
 		return &struct{}{}, nil
+	}
+	own := req.Bootstrap.Nodes[req.Node-1].Peer // founders have their places by id
+	if own != f.node.opts.AdvertisePeer {
+		return nil, fault.New(fault.Invalid, "node %s was offered the place of %s in a cluster", f.node.opts.AdvertisePeer, own).
+			WithRemedy("write the same addresses in --join on every node")
 	}
 	return &struct{}{}, f.node.adopt(&identity{Node: req.Node, Bootstrap: req.Bootstrap})
 }
@@ -249,6 +270,18 @@ func (f *formation) offer(_ context.Context, req *offerRequest) (*struct{}, erro
 func wrongCluster(peer string, cluster base.ClusterID) *fault.Error {
 	return fault.New(fault.WrongCluster, "node %s belongs to cluster %s", peer, cluster).
 		WithRemedy("give it an empty --data-dir, or take it out of --join")
+}
+
+// checkIdentity refuses a founder's place that no sound node offers.
+func checkIdentity(n base.NodeID, b *placement.Bootstrap) error {
+	if err := b.Check(); err != nil {
+		return err
+	}
+	if n == 0 || uint64(n) > uint64(len(b.Nodes)) {
+		return fault.New(fault.Invalid, "a cluster of %d nodes was offered, with the place of node %d", len(b.Nodes), n).
+			WithRemedy("run the same release on all nodes")
+	}
+	return nil
 }
 
 // registerNode gives a node its id: a founding one from what the cluster was formed
@@ -316,5 +349,24 @@ func (f *formation) registerAt(ctx context.Context, addr string) error {
 	if f.node.identity() != nil {
 		return nil
 	}
+	if err := rep.Bootstrap.Check(); err != nil || rep.Node == 0 {
+		return fault.New(fault.Corrupt, "peer %s gave node %d of a cluster that does not add up", addr, rep.Node)
+	}
 	return f.node.adopt(&identity{Node: rep.Node, Bootstrap: rep.Bootstrap, Known: rep.Known})
+}
+
+// warnOfStrangers says if a node that --join names belongs to another cluster: with data
+// a node resumes whatever --join says, and that is then not what was meant.
+func (f *formation) warnOfStrangers(ctx context.Context) {
+	ours := f.node.identity().Bootstrap.Cluster
+	for _, addr := range f.node.opts.Join {
+		if addr == f.node.opts.AdvertisePeer {
+			continue
+		}
+		if rep, err := describePeer(ctx, addr); err == nil && !rep.Cluster.IsZero() && rep.Cluster != ours {
+			f.node.opts.Logger.Error("a node in --join belongs to another cluster, and this one stays where its data is from",
+				"peer", addr, "its_cluster", rep.Cluster, "this_cluster", ours,
+				"remedy", "to move this node give it an empty --data-dir; else take that peer out of --join")
+		}
+	}
 }

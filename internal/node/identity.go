@@ -31,6 +31,9 @@ func loadIdentity(s *logstore.Store) (*identity, error) {
 	if err := json.Unmarshal(record, id); err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "the node record does not parse")
 	}
+	if err := id.Bootstrap.Check(); err != nil || id.Node == 0 {
+		return nil, fault.New(fault.Corrupt, "the node record is of node %d of a cluster that does not add up", id.Node)
+	}
 	return id, nil
 }
 

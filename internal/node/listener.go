@@ -1,9 +1,14 @@
 package node
 
 import (
+	"errors"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/almanacdb/almanac/internal/fault"
 )
@@ -40,24 +45,60 @@ func (o *once) Close() (err error) {
 	return err
 }
 
-// listen binds an address. A non-loopback one is refused unless insecure was asked
-// for, because nothing is encrypted or authenticated yet.
-func listen(what, addr string, insecure bool) (keptListener, error) {
+// checkAddress says whether addr has the form HOST:PORT. One that others are told must
+// name both.
+func checkAddress(flag, addr string, told bool) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "--%s %q", flag, addr).WithRemedy("write it as HOST:PORT")
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil:
+		return fault.New(fault.Invalid, "--%s %q: %q is not a port", flag, addr, port).WithRemedy("use a number up to 65535")
+	case told && (host == "" || n == 0):
+		return fault.New(fault.Invalid, "--%s %q names no host or no port", flag, addr).
+			WithRemedy("write HOST:PORT as the other nodes reach it")
+	case strings.ContainsAny(host, " /\t\n"):
+		return fault.New(fault.Invalid, "--%s %q: %q is not a host", flag, addr, host).WithRemedy("write it as HOST:PORT")
+	}
+	return nil
+}
+
+// listen binds the address of a flag. A non-loopback one is refused unless insecure was
+// asked for, because nothing is encrypted or authenticated yet.
+func listen(flag, addr string, insecure bool) (keptListener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return keptListener{}, fault.Wrap(fault.Invalid, err, "%s address %q", what, addr).WithRemedy("write it as HOST:PORT")
+		return keptListener{}, fault.Wrap(fault.Invalid, err, "--%s %q", flag, addr).WithRemedy("write it as HOST:PORT")
 	}
 	if !insecure && !isLoopback(host) {
-		return keptListener{}, fault.New(fault.Invalid, "%s address %q is not a loopback address, and connections are not encrypted yet", what, addr).
+		return keptListener{}, fault.New(fault.Invalid, "--%s %q is not a loopback address, and connections are not encrypted yet", flag, addr).
 			WithRemedy("listen on 127.0.0.1, or pass --insecure if everything that reaches this address is trusted")
 	}
 	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return keptListener{}, fault.Wrap(fault.Unavailable, err, "cannot listen for %s connections on %s", what, addr).
-			WithRemedy("stop the process that uses the port, or choose another with --%s", map[string]string{
-				"client": "listen", "peer": "peer", "HTTP": "http"}[what])
+	switch {
+	case err == nil:
+		return keptListener{l.(*net.TCPListener)}, nil
+	case errors.Is(err, unix.EADDRINUSE):
+		return keptListener{}, fault.Wrap(fault.Unavailable, err, "--%s %s is in use", flag, addr).
+			WithRemedy("stop the process that uses the port, or choose another with --%s", flag)
 	}
-	return keptListener{l.(*net.TCPListener)}, nil
+	return keptListener{}, fault.Wrap(fault.Unavailable, err, "cannot listen on --%s %s", flag, addr).
+		WithRemedy("use an address of this machine, and a port that this user may open")
+}
+
+// reachable returns what was asked for, else the address that is listened on, which
+// must then be one that other nodes can use, if there are any.
+func reachable(flag, asked string, addr net.Addr, joins bool) (string, error) {
+	if asked != "" {
+		return asked, nil
+	}
+	if tcp, ok := addr.(*net.TCPAddr); ok && joins && tcp.IP.IsUnspecified() {
+		return "", fault.New(fault.Invalid, "other nodes cannot reach this one at %s", addr).
+			WithRemedy("say with --%s HOST:PORT how they do", flag)
+	}
+	return addr.String(), nil
 }
 
 func isLoopback(host string) bool {

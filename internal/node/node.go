@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -42,17 +41,46 @@ type Options struct {
 	MaxClockOffset time.Duration // default 500 ms
 	Tick           time.Duration // default 100 ms
 	ElectionTicks  int           // default 10
+
+	// Storage, if set, adjusts how a store ("log" or "state") is opened; for tests that
+	// make disks fail.
+	Storage func(store string, o *engine.Options)
 }
 
-func (o *Options) validate() error {
+// Limits on the memory budget: below the one a node can't work, above the other no
+// machine is, and shares of the budget could overflow.
+const (
+	minMemory = 64 << 20
+	maxMemory = 1 << 50
+)
+
+// Validate says what is wrong with the options; it opens nothing.
+func (o *Options) Validate() error {
 	if o.DataDir == "" {
 		return fault.New(fault.Invalid, "no data directory was given").WithRemedy("pass --data-dir")
 	}
-	if o.Memory < 64<<20 {
-		return fault.New(fault.Invalid, "--memory %d is too little", o.Memory).WithRemedy("give the node at least 64MiB")
+	if o.Memory < minMemory || o.Memory > maxMemory {
+		return fault.New(fault.Invalid, "--memory of %d bytes is out of bounds", o.Memory).
+			WithRemedy("give the node at least %dMiB, and no more than the machine has", minMemory>>20)
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
+	if o.MaxClockOffset < 0 {
+		return fault.New(fault.Invalid, "--max-clock-offset %s is negative", o.MaxClockOffset).WithRemedy("use 0 for the default of 500ms")
+	}
+	for _, a := range [...]struct{ flag, addr string }{
+		{"listen", o.Listen}, {"peer", o.Peer}, {"http", o.HTTP}, {"advertise", o.Advertise}, {"advertise-peer", o.AdvertisePeer},
+	} {
+		told := a.flag == "advertise" || a.flag == "advertise-peer"
+		if told && a.addr == "" {
+			continue
+		}
+		if err := checkAddress(a.flag, a.addr, told); err != nil {
+			return err
+		}
+	}
+	for _, addr := range o.Join {
+		if err := checkAddress("join", addr, true); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -92,8 +120,11 @@ type ports struct {
 // Start brings a node up. It returns once the node answers clients: as a member of its
 // cluster, or, with --join and an empty directory, to be formed into one.
 func Start(o Options) (*Node, error) {
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	debug.SetMemoryLimit(o.Memory)
 	n := &Node{opts: o, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
@@ -115,17 +146,22 @@ func Start(o Options) (*Node, error) {
 // touches a disk, then the data directory, then its stores.
 func (n *Node) open() (err error) {
 	o := &n.opts
-	if n.ports.client, err = listen("client", o.Listen, o.Insecure); err != nil {
+	if n.ports.client, err = listen("listen", o.Listen, o.Insecure); err != nil {
 		return err
 	}
 	if n.ports.peer, err = listen("peer", o.Peer, o.Insecure); err != nil {
 		return err
 	}
-	if n.ports.http, err = listen("HTTP", o.HTTP, o.Insecure); err != nil {
+	if n.ports.http, err = listen("http", o.HTTP, o.Insecure); err != nil {
 		return err
 	}
-	o.Advertise = advertised(o.Advertise, n.ports.client.Addr())
-	o.AdvertisePeer = advertised(o.AdvertisePeer, n.ports.peer.Addr())
+	joins := len(o.Join) > 0
+	if o.Advertise, err = reachable("advertise", o.Advertise, n.ports.client.Addr(), joins); err != nil {
+		return err
+	}
+	if o.AdvertisePeer, err = reachable("advertise-peer", o.AdvertisePeer, n.ports.peer.Addr(), joins); err != nil {
+		return err
+	}
 	if n.dir, err = datadir.Open(o.DataDir); err != nil {
 		return err
 	}
@@ -142,27 +178,25 @@ func (n *Node) open() (err error) {
 	return err
 }
 
-// advertised returns what was asked for, else the address that is listened on.
-func advertised(asked string, addr net.Addr) string {
-	if asked != "" {
-		return asked
-	}
-	return addr.String()
-}
-
 // openEngines shares the memory budget out: a quarter to the block cache that both
 // stores use, a sixteenth, within what S4 allows, to each store's memtables.
 func (n *Node) openEngines() (err error) {
 	n.cache = engine.NewCache(n.opts.Memory / 4)
 	memtable := min(max(n.opts.Memory/16, 4<<20), 32<<20)
 	o := engine.Options{Cache: n.cache, MemtableBytes: memtable, Logger: n.opts.Logger, Fatal: n.fail}
-	o.WAL, o.Listener = true, n.listener("log")
-	if n.logs, err = engine.OpenPebble(n.dir.Log(), o); err != nil {
+	if n.logs, err = n.openEngine("log", n.dir.Log(), true, o); err != nil {
 		return err
 	}
-	o.WAL, o.Listener = false, n.listener("state")
-	n.states, err = engine.OpenPebble(n.dir.State(), o)
+	n.states, err = n.openEngine("state", n.dir.State(), false, o)
 	return err
+}
+
+func (n *Node) openEngine(store, dir string, wal bool, o engine.Options) (engine.Engine, error) {
+	o.WAL, o.Listener = wal, n.listener(store)
+	if n.opts.Storage != nil {
+		n.opts.Storage(store, &o)
+	}
+	return engine.OpenPebble(dir, o)
 }
 
 // listener counts what befalls a store's engine, and logs what a person should know.
@@ -228,6 +262,9 @@ func (n *Node) begin(ctx context.Context) error {
 		}
 	}
 	if n.identity() != nil {
+		if len(n.opts.Join) > 0 {
+			n.goDo(ctx, n.form.warnOfStrangers)
+		}
 		return n.serve(ctx)
 	}
 	n.serveWaiting()

@@ -18,11 +18,12 @@ type waiting struct {
 }
 
 func (n *Node) serveWaiting() {
+	api := gateway.NewUninitialized(n.Init, n.opts.Advertise)
 	w := &waiting{
-		client: grpc.NewServer(clientServerOptions()...),
+		client: grpc.NewServer(append(clientServerOptions(), grpc.UnknownServiceHandler(api.Refuse))...),
 		peer:   grpc.NewServer(transport.ServerOptions(nil)...),
 	}
-	gateway.NewUninitialized(n.Init, n.opts.Advertise).Register(w.client)
+	api.Register(w.client)
 	n.form.register(w.peer)
 	n.mu.Lock()
 	n.waiting = w

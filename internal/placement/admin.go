@@ -3,8 +3,11 @@ package placement
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
@@ -106,11 +109,24 @@ func (p *Placement) do(ctx context.Context, req *Request) (*Reply, error) {
 
 // CheckName says whether a topic or group may bear the name.
 func CheckName(what, name string) error {
-	if name == "" || len(name) > MaxNameLength || strings.ContainsAny(name, "/\x00\n") {
-		return fault.New(fault.Invalid, "%s name %q must have 1 to %d bytes without slashes, zero bytes and line breaks",
-			what, name, MaxNameLength)
+	problem := ""
+	switch {
+	case name == "":
+		problem = "is empty"
+	case len(name) > MaxNameLength:
+		problem = fmt.Sprintf("has %d bytes", len(name))
+		name = name[:32] + "..."
+	case !utf8.ValidString(name):
+		problem = "is not valid UTF-8"
+	case strings.Contains(name, "/"):
+		problem = "contains a slash"
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		problem = "contains what can't be printed"
+	default:
+		return nil
 	}
-	return nil
+	return fault.New(fault.Invalid, "%s name %q %s", what, name, problem).
+		WithRemedy("use 1 to %d bytes of printable characters without slashes", MaxNameLength)
 }
 
 func (p *Placement) createTopic(ctx context.Context, req *CreateTopic) (*Reply, error) {
@@ -118,7 +134,8 @@ func (p *Placement) createTopic(ctx context.Context, req *CreateTopic) (*Reply, 
 		return nil, err
 	}
 	if req.Partitions == 0 || req.Partitions > MaxPartitions {
-		return nil, fault.New(fault.Invalid, "a topic has 1 to %d partitions, not %d", MaxPartitions, req.Partitions)
+		return nil, fault.New(fault.Invalid, "a topic has 1 to %d partitions, not %d", MaxPartitions, req.Partitions).
+			WithRemedy("ask for a number in between; a topic's partitions share its ranges anyway")
 	}
 	kv, err := p.system.get(ctx, TopicKey(req.Name))
 	if err != nil {

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
 )
 
@@ -10,6 +11,19 @@ import (
 type Bootstrap struct {
 	Cluster base.ClusterID        `json:"cluster"`
 	Nodes   []base.NodeDescriptor `json:"nodes"` // by node id, from 1
+}
+
+// Check says whether a cluster can be formed with b; it may come from the network.
+func (b *Bootstrap) Check() error {
+	sound := !b.Cluster.IsZero() && len(b.Nodes) > 0
+	for i, n := range b.Nodes {
+		sound = sound && n.Node == base.NodeID(i+1) && n.Peer != ""
+	}
+	if !sound {
+		return fault.New(fault.Invalid, "what a cluster is to be formed with names no cluster, or its nodes are not numbered from 1").
+			WithRemedy("run the same release on all nodes")
+	}
+	return nil
 }
 
 // DefaultReplicas is the number of replicas that a policy without a number aims at: 1

@@ -37,7 +37,8 @@ func (r *Router) Range(ctx context.Context, ops []mvcc.Op, at base.Timestamp, lo
 			return nil, 0, err
 		}
 		if newest > fresh {
-			return nil, fresh, fault.New(fault.FutureRevision, "revision %d has not been issued yet; the newest is %d", newest, fresh)
+			return nil, fresh, fault.New(fault.FutureRevision, "revision %d has not been issued yet; the newest is %d", newest, fresh).
+				WithRemedy("use a revision that a read or write returned")
 		}
 		if at == 0 {
 			at = fresh
@@ -94,7 +95,7 @@ func (r *Router) FreshTimestamp(ctx context.Context) (base.Timestamp, error) {
 func (r *Router) Txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
 	span, ok := hull(nil, txn)
 	if !ok {
-		return nil, 0, fault.New(fault.Invalid, "the transaction touches no key")
+		return nil, 0, fault.New(fault.Invalid, "the transaction touches no key").WithRemedy("name at least one")
 	}
 	res, err := r.Propose(ctx, span, command.Header{Kind: command.KindTxn}, txn)
 	if err != nil {
@@ -148,7 +149,8 @@ func (r *Router) Compact(ctx context.Context, at base.Timestamp) (base.Timestamp
 		return 0, err
 	}
 	if at > fresh {
-		return fresh, fault.New(fault.FutureRevision, "revision %d has not been issued yet; the newest is %d", at, fresh)
+		return fresh, fault.New(fault.FutureRevision, "revision %d has not been issued yet; the newest is %d", at, fresh).
+			WithRemedy("use a revision that a read or write returned")
 	}
 	span := keys.KeyspaceSpan(base.DefaultKeyspace)
 	// An advance first, so that the horizon is not above the range's clock.

@@ -40,10 +40,10 @@ var floors = map[string]int{
 	"internal/admin": faces, "internal/dashboard": faces, // and internal/gateway/...
 
 	"internal/config": wiring, "internal/node": wiring, "internal/cli": wiring, "internal/demo": wiring,
-	"internal/bench": wiring, "cmd/almanac": wiring,
+	"internal/bench": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
-	"internal/deps": tests,
+	"internal/deps": tests, "internal/badinput": tests,
 }
 
 // sameFloor lists the edges within a floor.
@@ -69,10 +69,10 @@ var sameFloor = map[string][]string{
 
 	"internal/txn": {"internal/router"},
 
-	"internal/node": {"internal/config"},
-	"internal/cli":  {"internal/config", "internal/node", "internal/demo", "internal/bench"},
-	"internal/demo": {"internal/config", "internal/node"},
-	"cmd/almanac":   {"internal/config", "internal/node", "internal/cli", "internal/demo", "internal/bench"},
+	"internal/config": {"internal/node"},
+	"internal/cli":    {"internal/config", "internal/node", "internal/demo", "internal/bench"},
+	"internal/demo":   {"internal/config", "internal/node"},
+	"cmd/almanac":     {"internal/config", "internal/node", "internal/localcluster", "internal/cli", "internal/demo", "internal/bench"},
 }
 
 // floorOf returns a package's floor; dir is from the module's root.

@@ -37,6 +37,30 @@ func codeOf(k fault.Kind) codes.Code {
 	return codes.Internal
 }
 
+// remedies stand in for those that a fault lacks, by kind.
+var remedies = [...]string{
+	fault.Internal: "see the log of the node", fault.Invalid: "correct the request", fault.NotFound: "check the name",
+	fault.AlreadyExists: "use what is there, or another name", fault.CompareFailed: "read again, and decide anew",
+	fault.TooLarge: "split the request", fault.NotLeader: "try again", fault.RangeNotFound: "try again",
+	fault.WrongRange: "try again", fault.Restamp: "try again", fault.Locked: "try again",
+	fault.UnknownOutcome: "read what was written before repeating it",
+	fault.Unavailable:    "try again, and see `almanac cluster status`", fault.Deadline: "allow more time, and see `almanac cluster status`",
+	fault.Busy: "slow down and try again", fault.Compacted: "read at a newer revision",
+	fault.FutureRevision: "use a revision that a read or write returned",
+	fault.Corrupt:        "see the log of the node, and rebuild it on an empty data directory",
+	fault.WrongCluster:   "check the addresses", fault.Uninitialized: "form a cluster: almanac init",
+	fault.Unimplemented: "run a newer version on every node", fault.Stopped: "ask another node, or wait until this one is back",
+	fault.DiskFull: "free space or add a disk",
+}
+
+// remedy returns what to do about a fault.
+func remedy(f *fault.Error) string {
+	if f.Remedy == "" && int(f.Kind) < len(remedies) {
+		return remedies[f.Kind]
+	}
+	return f.Remedy
+}
+
 // addresses finds where clients reach a node; empty if unknown.
 type addresses func(base.NodeID) string
 
@@ -45,7 +69,7 @@ type addresses func(base.NodeID) string
 func (a addresses) message(err error) *almanacv1.Error {
 	f := asFault(err)
 	detail := &almanacv1.ErrorDetail{
-		Reason: f.Kind.String(), Remedy: strings.ToValidUTF8(f.Remedy, "\uFFFD"), RangeId: uint64(f.Range),
+		Reason: f.Kind.String(), Remedy: strings.ToValidUTF8(remedy(f), "\uFFFD"), RangeId: uint64(f.Range),
 	}
 	if f.Leader != 0 && a != nil {
 		detail.LeaderAddress = a(f.Leader)

@@ -53,6 +53,15 @@ func (u *Uninitialized) fault() *fault.Error {
 		WithRemedy("form one: almanac init --endpoints %s", u.address)
 }
 
+// Refuse answers calls of services that are not registered, for grpc.UnknownServiceHandler.
+// Those are other APIs, the etcd one foremost, whose clients show nothing but the
+// message, so the remedy is in it.
+func (u *Uninitialized) Refuse(any, grpc.ServerStream) error {
+	f := u.fault()
+	f.Text += "; " + f.Remedy
+	return addresses(nil).status(f)
+}
+
 func (u *Uninitialized) refusal() error { return addresses(nil).status(u.fault()) }
 
 // lonelyCluster is the Cluster service of a node without a cluster.
