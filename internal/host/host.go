@@ -7,12 +7,15 @@
 package host
 
 import (
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/effect"
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/logstore"
 	"github.com/almanacdb/almanac/internal/transport"
 	"github.com/almanacdb/almanac/internal/wire"
@@ -85,8 +88,10 @@ type Options struct {
 	Tick      time.Duration
 	Log       *logstore.Store
 	Transport transport.Transport
-	Mailbox   int         // items; default 65,536
-	Fatal     func(error) // the log store failed: the node must stop (S6)
+	Mailbox   int // items; default 65,536
+	// Fatal is told, once, why the worker takes no more turns: the log store failed, or
+	// a replica panicked. The node must stop (S6).
+	Fatal func(error)
 	// Dropped is told of an item whose range is not here.
 	Dropped func(base.RangeID, any)
 }
@@ -102,6 +107,7 @@ type Worker struct {
 	isActive  map[base.RangeID]bool
 	turn      Turn
 	nextTick  clock.Mono
+	running   base.RangeID // whose replica is being called; 0: none
 	failed    bool
 	done      chan struct{}
 }
@@ -167,10 +173,20 @@ func (w *Worker) activate(r Resident) {
 }
 
 // Turn runs one turn and says whether another should follow at once.
-func (w *Worker) Turn() bool {
+//
+// A replica panics when it can't go on, for example because its log can't be read. That
+// is fatal to the node, for what the other replicas did in this turn is half done too;
+// nothing of the turn is saved or sent any more.
+func (w *Worker) Turn() (again bool) {
 	if w.failed {
 		return false
 	}
+	defer func() {
+		if cause := recover(); cause != nil {
+			again = false
+			w.panicked(cause)
+		}
+	}()
 	mails := w.box.drain()
 	// Read after the drain: all that is handled below arrived before now, so a lease
 	// that is valid at now was valid after the request arrived (T1, K4).
@@ -179,7 +195,9 @@ func (w *Worker) Turn() bool {
 		if m.run != nil {
 			m.run(w)
 		} else if r, ok := w.residents[m.rng]; ok {
+			w.running = m.rng
 			r.Deliver(now, m.item)
+			w.running = 0
 			w.activate(r)
 		} else if w.opts.Dropped != nil {
 			w.opts.Dropped(m.rng, m.item)
@@ -188,8 +206,10 @@ func (w *Worker) Turn() bool {
 	w.tickAndPoke(now)
 	w.turn.Batch, w.turn.sync = w.opts.Log.NewBatch(), false
 	for _, r := range w.active {
+		w.running = r.Range()
 		r.Collect(now, &w.turn)
 	}
+	w.running = 0
 	w.turn.early.flush(w.opts.Transport)
 	if !w.commit() {
 		return false
@@ -201,11 +221,12 @@ func (w *Worker) Turn() bool {
 func (w *Worker) tickAndPoke(now clock.Mono) {
 	tick := now >= w.nextTick
 	if tick {
-		// A late tick is not caught up: the next one is a whole interval away.
+		// A late tick is not caught up: the next one is at least half an interval away.
 		w.nextTick = max(w.nextTick.Add(w.opts.Tick), now.Add(w.opts.Tick/2))
 	}
 	for _, id := range w.order {
 		r := w.residents[id]
+		w.running = id
 		if tick {
 			r.Tick(now)
 			w.activate(r)
@@ -215,6 +236,7 @@ func (w *Worker) tickAndPoke(now clock.Mono) {
 			w.activate(r)
 		}
 	}
+	w.running = 0
 }
 
 func (w *Worker) commit() bool {
@@ -223,11 +245,29 @@ func (w *Worker) commit() bool {
 		return true
 	}
 	if err := w.turn.Batch.Commit(w.turn.sync); err != nil {
-		w.failed = true
-		w.opts.Fatal(err)
+		w.fail(err)
 		return false
 	}
 	return true
+}
+
+func (w *Worker) fail(err error) {
+	w.failed = true
+	w.opts.Fatal(err)
+}
+
+// panicked makes a panic the worker's end.
+func (w *Worker) panicked(cause any) {
+	if w.turn.Batch != nil {
+		w.turn.Batch.Close()
+	}
+	where := "a worker"
+	if w.running != 0 {
+		where = fmt.Sprintf("range %d", w.running)
+	}
+	err := fault.New(fault.Internal, "%s can't go on: %v", where, cause).OnRange(w.running)
+	err.Cause = fmt.Errorf("\n%s", debug.Stack())
+	w.fail(err)
 }
 
 func (w *Worker) finish(now clock.Mono) bool {
@@ -237,10 +277,12 @@ func (w *Worker) finish(now clock.Mono) bool {
 		delete(w.isActive, r.Range())
 	}
 	for _, r := range active {
+		w.running = r.Range()
 		if r.Finish(now) {
 			w.activate(r)
 		}
 	}
+	w.running = 0
 	return len(w.active) > 0 || w.box.pending()
 }
 
@@ -258,7 +300,8 @@ func (w *Worker) NextWake(now clock.Mono) clock.Mono {
 // Pending says whether mail waits for the next turn, for a simulator.
 func (w *Worker) Pending() bool { return w.box.pending() }
 
-// Failed says that the log store failed and the worker takes no more turns.
+// Failed says that the log store failed or a replica panicked: the worker takes no more
+// turns.
 func (w *Worker) Failed() bool { return w.failed }
 
 // Run takes turns until Close. It is the worker's goroutine and owns its residents.
@@ -286,10 +329,30 @@ func (w *Worker) Run() {
 	}
 }
 
+// stopAll answers what still waits in the mailbox, then stops the replicas.
 func (w *Worker) stopAll() {
-	for _, id := range slices.Clone(w.order) {
-		w.Remove(id)
+	w.box.close()
+	for _, m := range w.box.drain() {
+		if m.run != nil {
+			m.run(w)
+		} else if w.opts.Dropped != nil {
+			w.opts.Dropped(m.rng, m.item)
+		}
 	}
+	for _, id := range slices.Clone(w.order) {
+		w.stop(id)
+	}
+}
+
+// stop removes a replica; one that panicked may do so again.
+func (w *Worker) stop(id base.RangeID) {
+	defer func() {
+		if cause := recover(); cause != nil && !w.failed {
+			w.running = id
+			w.panicked(cause)
+		}
+	}()
+	w.Remove(id)
 }
 
 // Close stops Run after the turn under way and waits for it.
