@@ -173,20 +173,10 @@ func (w *Worker) activate(r Resident) {
 }
 
 // Turn runs one turn and says whether another should follow at once.
-//
-// A replica panics when it can't go on, for example because its log can't be read. That
-// is fatal to the node, for what the other replicas did in this turn is half done too;
-// nothing of the turn is saved or sent any more.
-func (w *Worker) Turn() (again bool) {
+func (w *Worker) Turn() bool {
 	if w.failed {
 		return false
 	}
-	defer func() {
-		if cause := recover(); cause != nil {
-			again = false
-			w.panicked(cause)
-		}
-	}()
 	mails := w.box.drain()
 	// Read after the drain: all that is handled below arrived before now, so a lease
 	// that is valid at now was valid after the request arrived (T1, K4).
@@ -256,6 +246,20 @@ func (w *Worker) fail(err error) {
 	w.opts.Fatal(err)
 }
 
+// guarded is Turn for Run. A replica panics when it can't go on, for example because its
+// log can't be read. That is fatal to the node, for what the other replicas did in this
+// turn is half done too; nothing of the turn is saved or sent any more. A simulator,
+// which calls Turn, gets the panic itself.
+func (w *Worker) guarded() (again bool) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			again = false
+			w.panicked(cause)
+		}
+	}()
+	return w.Turn()
+}
+
 // panicked makes a panic the worker's end.
 func (w *Worker) panicked(cause any) {
 	if w.turn.Batch != nil {
@@ -310,7 +314,7 @@ func (w *Worker) Run() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if w.Turn() {
+		if w.guarded() {
 			continue
 		}
 		w.box.mu.Lock()

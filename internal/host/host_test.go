@@ -221,7 +221,7 @@ func TestPanicIsFatalAndNamesTheRange(t *testing.T) {
 			b.w.Post(6, "a")
 			b.w.Post(7, "b")
 			b.clock.Advance(time.Second)
-			if b.w.Turn() || !b.w.Failed() {
+			if b.w.guarded() || !b.w.Failed() {
 				t.Fatal("goes on after a replica panicked")
 			}
 			if len(b.fatal) != 1 {
@@ -250,7 +250,7 @@ func TestPanicIsFatalAndNamesTheRange(t *testing.T) {
 func TestPanicOfTheWorkersOwnMail(t *testing.T) {
 	b := newBench(t, Options{})
 	b.w.Do(func(*Worker) { panic("nobody's fault") })
-	b.w.Turn()
+	b.w.guarded()
 	if len(b.fatal) != 1 || !strings.Contains(b.fatal[0].Error(), "a worker can't go on: nobody's fault") {
 		t.Fatalf("told %v", b.fatal)
 	}
