@@ -33,6 +33,7 @@ func (r *Replica) apply(now clock.Mono, entries []base.Entry) {
 			panic(fmt.Sprintf("invariant violated: range %d applies entry %d after %d", r.id, e.Index, r.state.Applied.Index))
 		}
 		if !r.applyEntry(batch, e, &answers) {
+			r.doubt(answers)
 			return
 		}
 	}
@@ -41,13 +42,21 @@ func (r *Replica) apply(now clock.Mono, entries []base.Entry) {
 		err = batch.Commit(false)
 	}
 	if err != nil {
-		r.env.Fatal(fmt.Errorf("range %d cannot write its state: %w", r.id, err))
+		r.fatal(fmt.Errorf("range %d cannot write its state: %w", r.id, err))
+		r.doubt(answers)
 		return
 	}
 	for _, a := range answers {
 		r.answer(a)
 	}
 	r.applied(now)
+}
+
+// doubt answers proposers whose commands are committed and could not be applied here.
+func (r *Replica) doubt(answers []answer) {
+	for _, a := range answers {
+		a.p.Done(command.Result{}, unknownOutcome(r.id))
+	}
 }
 
 func (r *Replica) applyEntry(batch engine.Batch, e *base.Entry, answers *[]answer) bool {
@@ -62,7 +71,7 @@ func (r *Replica) applyEntry(batch engine.Batch, e *base.Entry, answers *[]answe
 			if p != nil {
 				p.Done(command.Result{}, unknownOutcome(r.id))
 			}
-			r.env.Fatal(fmt.Errorf("range %d cannot apply entry %d: %w", r.id, e.Index, err))
+			r.fatal(fmt.Errorf("range %d cannot apply entry %d: %w", r.id, e.Index, err))
 			return false
 		}
 		if p != nil {
@@ -121,7 +130,7 @@ func (r *Replica) applied(now clock.Mono) {
 	for _, a := range acks {
 		for _, b := range a.Batches {
 			if err := r.events.Settled(r.opts.Engine, b.Partition, b.Group, b.Positions); err != nil {
-				r.env.Fatal(fmt.Errorf("range %d cannot read group %d: %w", r.id, b.Group, err))
+				r.fatal(fmt.Errorf("range %d cannot read group %d: %w", r.id, b.Group, err))
 				return
 			}
 		}

@@ -131,7 +131,7 @@ func (r *Replica) pump(now clock.Mono) bool {
 		}
 	}
 	if err != nil {
-		r.env.Fatal(fmt.Errorf("range %d cannot read its timelines: %w", r.id, err))
+		r.fatal(fmt.Errorf("range %d cannot read its timelines: %w", r.id, err))
 		return false
 	}
 	return more

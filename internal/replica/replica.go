@@ -115,6 +115,9 @@ type Replica struct {
 	// campaigns is how many more ticks to stand for orderer, while there is none.
 	campaigns int
 	visible   atomic.Pointer[Visible]
+	// broken says that its storage failed: what is in memory is ahead of the store, so
+	// nothing is answered from it any more.
+	broken bool
 }
 
 var _ host.Resident = (*Replica)(nil)
@@ -196,8 +199,23 @@ func (r *Replica) leaderNode() base.NodeID {
 
 func (r *Replica) notLeader() *fault.Error { return fault.NotLeaderOf(r.id, r.leaderNode()) }
 
+// fatal ends the node, and this replica's part in it at once (S6).
+func (r *Replica) fatal(err error) {
+	r.broken = true
+	r.env.Fatal(err)
+}
+
+func (r *Replica) stopping() *fault.Error {
+	return fault.New(fault.Stopped, "the storage of range %d failed on this node", r.id).OnRange(r.id).
+		WithRemedy("see the log of the node")
+}
+
 // Deliver implements host.Resident.
 func (r *Replica) Deliver(now clock.Mono, item any) {
+	if r.broken {
+		Refuse(item, r.stopping())
+		return
+	}
 	switch m := item.(type) {
 	case *effect.Message:
 		if err := r.machine.Step(now, *m); err != nil {
@@ -251,6 +269,9 @@ func (r *Replica) transfer(to base.ReplicaID) {
 
 // Tick implements host.Resident.
 func (r *Replica) Tick(now clock.Mono) {
+	if r.broken {
+		return
+	}
 	r.ticks++
 	r.machine.Tick(now)
 	if r.campaigns > 0 {
@@ -276,6 +297,9 @@ func (r *Replica) Tick(now clock.Mono) {
 
 // Wake implements host.Resident.
 func (r *Replica) Wake(now clock.Mono) clock.Mono {
+	if r.broken {
+		return 0
+	}
 	return earliest(r.firingWake(), r.asks.retryWake(), r.oracleWake(now))
 }
 
@@ -297,6 +321,9 @@ func (r *Replica) Poke(now clock.Mono) {
 
 // Collect implements host.Resident.
 func (r *Replica) Collect(now clock.Mono, t *host.Turn) {
+	if r.broken {
+		return
+	}
 	r.noteRole(now)
 	r.ask(now)
 	r.truncate(t)
@@ -307,6 +334,9 @@ func (r *Replica) Collect(now clock.Mono, t *host.Turn) {
 	r.ready = &rd
 	if rd.Snapshot != nil {
 		r.install(t, rd.Snapshot)
+		if r.broken {
+			return
+		}
 	}
 	if len(rd.Entries) > 0 {
 		t.Batch.Append(r.opts.Log, rd.Entries)
@@ -338,10 +368,16 @@ func (r *Replica) send(t *host.Turn, rd *effect.Ready) {
 
 // Finish implements host.Resident.
 func (r *Replica) Finish(now clock.Mono) bool {
+	if r.broken {
+		return false
+	}
 	if r.ready != nil {
 		rd := r.ready
 		r.ready = nil
 		r.apply(now, rd.Committed)
+		if r.broken {
+			return false
+		}
 		r.machine.Advance(*rd)
 		r.snap.dropStale()
 	}

@@ -75,14 +75,14 @@ func (r *Replica) snapshotArrived(now clock.Mono, s *SnapshotArrived) {
 func (r *Replica) install(t *host.Turn, meta *effect.SnapshotMeta) {
 	s := r.snap.arrived
 	if s == nil || s.Message.Snapshot.Mark != meta.Mark {
-		r.env.Fatal(fmt.Errorf("range %d: the machine took a snapshot at %v that is not here", r.id, meta.Mark))
+		r.fatal(fmt.Errorf("range %d: the machine took a snapshot at %v that is not here", r.id, meta.Mark))
 		return
 	}
 	r.snap.arrived = nil
 	st := *s.State
 	st.Replica = r.state.Replica
 	if err := s.Files.Install(command.EncodeState(nil, &st)); err != nil {
-		r.env.Fatal(fmt.Errorf("range %d cannot install a snapshot: %w", r.id, err))
+		r.fatal(fmt.Errorf("range %d cannot install a snapshot: %w", r.id, err))
 		return
 	}
 	r.state = &st
