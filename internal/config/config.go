@@ -70,11 +70,7 @@ func Load(f *pflag.FlagSet) (*Config, error) {
 
 // fromEnv turns ALMANAC_DATA_DIR into data-dir.
 func fromEnv(key, value string) (string, any) {
-	name := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(key, envPrefix)), "_", "-")
-	if name == "join" {
-		return name, strings.Split(value, ",")
-	}
-	return name, value
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(key, envPrefix)), "_", "-"), value
 }
 
 // unknown refuses settings that no flag has: most likely they are misspelt.
@@ -106,7 +102,7 @@ func build(k *koanf.Koanf) (*Config, error) {
 		LogFormat: k.String("log-format"),
 		Node: node.Options{
 			DataDir: k.String("data-dir"), Listen: k.String("listen"), Peer: k.String("peer"), HTTP: k.String("http"),
-			Advertise: k.String("advertise"), AdvertisePeer: k.String("advertise-peer"), Join: k.Strings("join"),
+			Advertise: k.String("advertise"), AdvertisePeer: k.String("advertise-peer"), Join: list(k, "join"),
 			Memory: memory, Insecure: insecure, MaxClockOffset: offset,
 		},
 	}
@@ -117,6 +113,14 @@ func build(k *koanf.Koanf) (*Config, error) {
 		return nil, fault.New(fault.Invalid, "--log-format %q", c.LogFormat).WithRemedy("use text or json")
 	}
 	return c, c.Node.Validate()
+}
+
+// list reads a setting of several values, written as a list or as the flag is.
+func list(k *koanf.Koanf, name string) []string {
+	if s, ok := k.Get(name).(string); ok && s != "" {
+		return strings.Split(s, ",")
+	}
+	return k.Strings(name)
 }
 
 // named says which setting is wrong, and keeps the remedy.
