@@ -33,7 +33,7 @@ type Options struct {
 	Tick           time.Duration // default 100 ms
 	ElectionTicks  int           // default 10
 	HeartbeatTicks int           // default 2
-	Workers        int           // default 2
+	Workers        int           // besides the system range's own; default 2
 	Log            *logstore.Store
 	Engine         engine.Engine // of the state store
 	Transport      transport.Transport
@@ -117,7 +117,7 @@ func Open(o Options) (*Store, error) {
 	s.stamps.store = s
 	s.sessions.open = make(map[uint64]SessionSink)
 	s.incoming.ranges = make(map[base.RangeID]*incoming)
-	for range o.Workers {
+	for range 1 + o.Workers {
 		s.workers = append(s.workers, host.NewWorker(host.Options{
 			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Transport: o.Transport,
 			Fatal: o.Fatal, Dropped: s.dropped,
@@ -170,8 +170,14 @@ func (s *Store) Clock() clock.Clock { return s.opts.Clock }
 // Engine returns the state store's engine, for reads.
 func (s *Store) Engine() engine.Engine { return s.opts.Engine }
 
+// worker returns the worker that owns a range. The system range has the first to
+// itself: the oracle answers every write and read of the cluster, and must not wait for
+// another range's sync.
 func (s *Store) worker(r base.RangeID) *host.Worker {
-	return s.workers[uint64(r)%uint64(len(s.workers))]
+	if r == base.SystemRange {
+		return s.workers[0]
+	}
+	return s.workers[1+uint64(r)%uint64(len(s.workers)-1)]
 }
 
 // Post hands an item to a range's replica.
