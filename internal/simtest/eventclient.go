@@ -294,12 +294,9 @@ func (m *member) ack(id string, p base.PartitionID, pos base.Position) {
 	w := m.w
 	body := &timeline.Ack{Batches: []timeline.AckBatch{{Partition: p, Group: m.group, Positions: []base.Position{pos}}}}
 	w.propose(m.leader, m.r, command.KindAck, body, 2*time.Second, func(res *command.Result, err error) {
-		if fault.KindOf(err) == fault.UnknownOutcome {
-			m.ack(id, p, pos) // harmless: the first ack wins
+		if err != nil { // an earlier try may have settled it; another is harmless
+			w.after(w.backoff(), func() { m.ack(id, p, pos) })
 			return
-		}
-		if err != nil {
-			return // it will be handed out again
 		}
 		switch res.Acks[0] {
 		case timeline.AckDone, timeline.AckAlready:

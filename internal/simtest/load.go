@@ -71,7 +71,7 @@ type client interface {
 func (l *load) start(w *World) {
 	l.w = w
 	l.events.init(l)
-	for i := range 4 {
+	for i := range 6 {
 		c := &keyClient{w: w, id: i, leader: make(leaders)}
 		l.clients = append(l.clients, c)
 		w.after(w.between(500*time.Millisecond, time.Second), c.next)
@@ -134,7 +134,7 @@ type leaders map[base.RangeID]base.NodeID
 
 // pick returns the node to ask.
 func (l leaders) pick(w *World, r base.RangeID) base.NodeID {
-	if n := l[r]; n != 0 {
+	if n := l[r]; n != 0 && !w.chance(0.1) {
 		return n
 	}
 	nodes := w.nodesOf(r)
@@ -189,8 +189,8 @@ func inside[T any](w *World, n *node, limit time.Duration, start func(func(T, er
 
 // ask sends a call through a gateway.
 func (w *World) ask(gw *node, to base.NodeID, m wire.Method, r base.RangeID, body []byte, done func([]byte, error)) {
-	timeout := w.between(200*time.Millisecond, 1500*time.Millisecond)
-	inside(w, gw, timeout+400*time.Millisecond, func(answer func([]byte, error)) {
+	timeout := w.between(100*time.Millisecond, 900*time.Millisecond)
+	inside(w, gw, timeout+300*time.Millisecond, func(answer func([]byte, error)) {
 		gw.store.Call(to, m, r, append([]byte(nil), body...), timeout, answer)
 	}, done)
 }

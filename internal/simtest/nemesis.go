@@ -88,6 +88,9 @@ func (m *nemesis) partition() {
 			part = append(part, n.id)
 		}
 	}
+	if n := w.orderer(base.DefaultRange); n != nil && w.chance(0.4) {
+		part = []base.NodeID{n.id}
+	}
 	w.tracef("nemesis: partition of %v", part)
 	w.count.Partitions++
 	w.partition(part)
@@ -95,6 +98,19 @@ func (m *nemesis) partition() {
 		w.tracef("nemesis: partition ends")
 		w.partition(nil)
 	})
+}
+
+// orderer returns a node that takes itself for a range's orderer.
+func (w *World) orderer(r base.RangeID) *node {
+	for _, n := range w.nodes {
+		if !n.up {
+			continue
+		}
+		if v := n.store.Replica(r); v != nil && v.Orderer {
+			return n
+		}
+	}
+	return nil
 }
 
 func (m *nemesis) cut() {
@@ -175,6 +191,7 @@ func (w *World) settle() {
 	w.tracef("faults end")
 	w.load.stop()
 	w.healNetwork()
+	w.partition(nil)
 	for _, n := range w.nodes {
 		n.armed, n.fail, n.slow, n.clock.step = 0, nil, 0, 0
 		if n.paused {
@@ -186,8 +203,24 @@ func (w *World) settle() {
 	if len(w.broken) == 0 && !w.load.settled() {
 		w.violated("the cluster did not recover within %v: %s", settleTime, w.load.unsettled())
 	}
-	// Replicas that are behind catch up.
-	w.runFor(2 * time.Second)
+	w.runUntil(w.mono().Add(settleTime), w.level)
+}
+
+// level says that no replica is behind another.
+func (w *World) level() bool {
+	for i := range w.ranges {
+		d := &w.ranges[i]
+		var mark base.LogMark
+		for j, rep := range d.Replicas {
+			n := w.node(rep.Node)
+			v := n.store.Replica(d.Range)
+			if j > 0 && v.Applied != mark {
+				return false
+			}
+			mark = v.Applied
+		}
+	}
+	return true
 }
 
 // settleTime is how long recovery may take at most.

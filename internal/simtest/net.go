@@ -16,8 +16,30 @@ func (w *World) buildNetwork() {
 	w.repl = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 2), w.now)
 	w.calls = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 3), w.now)
 	w.repl.Trace(w.traceMessage)
-	w.calls.Trace(w.traceMessage)
+	w.lost = make(map[[2]base.NodeID]bool)
+	w.calls.Trace(func(e transport.TraceEvent) {
+		w.traceMessage(e)
+		if e.Kind == transport.TraceLost {
+			w.peerLost(e.From, e.To)
+			w.peerLost(e.To, e.From)
+		}
+	})
 	w.goodNetwork()
+}
+
+// peerLost tells a node, a little later, that its connection to another broke: over gRPC
+// no call is lost but with its connection.
+func (w *World) peerLost(n, peer base.NodeID) {
+	link := [2]base.NodeID{n, peer}
+	if w.lost[link] {
+		return
+	}
+	w.lost[link] = true
+	w.after(w.between(time.Millisecond, 500*time.Millisecond), func() {
+		delete(w.lost, link)
+		node := w.node(n)
+		node.deliver(func() { node.store.PeerLost(peer) })
+	})
 }
 
 func (w *World) goodNetwork() {
@@ -48,6 +70,7 @@ func (w *World) badNetwork() transport.Faults {
 func (w *World) partition(part []base.NodeID) {
 	w.repl.Partition(part)
 	w.calls.Partition(part)
+	w.cfg.Plant.partitioned(w, part)
 }
 
 func (w *World) cut(from, to base.NodeID) {

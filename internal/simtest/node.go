@@ -339,10 +339,28 @@ type nodeClock struct {
 	ppm    int64         // drift of monotonic time
 	bootAt clock.Mono    // true time of the boot
 	origin clock.Mono    // monotonic time at the boot
+
+	stoppedAt clock.Mono // true time since when it stands still; 0: it runs
+	missed    clock.Mono // what it stood still before
+}
+
+// stop makes monotonic time stand still, which it never should.
+func (c *nodeClock) stop() {
+	if c.stoppedAt == 0 {
+		c.stoppedAt = c.w.mono()
+	}
+}
+
+// run ends stop.
+func (c *nodeClock) run() {
+	if c.stoppedAt != 0 {
+		c.missed += c.w.mono() - c.stoppedAt
+		c.stoppedAt = 0
+	}
 }
 
 func (c *nodeClock) boot() {
-	c.bootAt = c.w.mono()
+	c.bootAt, c.stoppedAt, c.missed = c.w.mono(), 0, 0
 	c.origin = clock.Mono(c.w.between(time.Second, time.Hour))
 }
 
@@ -350,7 +368,10 @@ func (c *nodeClock) boot() {
 func (c *nodeClock) Mono() clock.Mono { return c.monoAt(c.w.mono()) }
 
 func (c *nodeClock) monoAt(t clock.Mono) clock.Mono {
-	d := int64(t.Sub(c.bootAt))
+	if c.stoppedAt != 0 {
+		t = c.stoppedAt
+	}
+	d := int64(t - c.missed - c.bootAt)
 	return c.origin + clock.Mono(d+d*c.ppm/1_000_000)
 }
 
@@ -360,12 +381,12 @@ func (c *nodeClock) trueTime(m clock.Mono) clock.Mono {
 	if d <= 0 {
 		return c.bootAt
 	}
-	if d > int64(24*time.Hour) {
-		return c.bootAt + m
+	if d > int64(24*time.Hour) || c.stoppedAt != 0 {
+		return c.w.mono().Add(time.Second)
 	}
-	t := c.bootAt + clock.Mono(d-d*c.ppm/1_000_000)
+	t := c.bootAt + c.missed + clock.Mono(d-d*c.ppm/1_000_000)
 	for c.monoAt(t) < m {
-		t += clock.Mono(time.Microsecond)
+		t += m - c.monoAt(t)
 	}
 	return t
 }

@@ -20,11 +20,11 @@ const (
 	AckUnsynced       // the log's disk says synced before it is: acknowledged writes are lost
 	FiresEarly        // node 1 takes timestamps for two seconds later than they are
 	CursorBack        // a node's disk now and then keeps a group's record from before
-	SlowClock         // monotonic time runs at half speed on one node: its leases last too long
-	EntryLost         // a replica's log now and then saves another command than it was sent
+	StopsClock        // monotonic time stands still on a node that is alone: its lease lasts too long
+	OtherEntry        // a replica's log now and then saves another command than it was sent
 )
 
-var plants = [...]string{"none", "ack before sync", "event fired early", "cursor backwards", "slow clock", "other entry"}
+var plants = [...]string{"none", "ack before sync", "event fired early", "cursor backwards", "clock stands still", "other entry"}
 
 // String returns the bug in words.
 func (p Plant) String() string { return plants[p] }
@@ -110,7 +110,7 @@ func (p Plant) received(n *node, msgs []wire.Message) []wire.Message {
 				s.First += base.TimestampAt(2000)
 				m.Reply.Body = s.Append(nil)
 			}
-		case p == EntryLost && m.Replication != nil && n.id == 3:
+		case p == OtherEntry && m.Replication != nil && n.id == 3:
 			p.swap(n, m.Replication)
 		}
 	}
@@ -123,6 +123,19 @@ func (p Plant) swap(n *node, m *effect.Message) {
 	for i := 1; i < len(e); i++ {
 		if e[i].Type == base.EntryCommand && e[i-1].Type == base.EntryCommand && n.w.chance(0.05) {
 			e[i].Data = e[i-1].Data
+		}
+	}
+}
+
+// partitioned sees who is kept apart from the others.
+func (p Plant) partitioned(w *World, part []base.NodeID) {
+	if p != StopsClock {
+		return
+	}
+	for _, n := range w.nodes {
+		n.clock.run()
+		if len(part) == 1 && part[0] == n.id {
+			n.clock.stop()
 		}
 	}
 }

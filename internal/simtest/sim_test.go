@@ -60,3 +60,88 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Logf("%v of virtual time, %.0f times as fast as real time", virtual, virtual.Seconds()/time.Since(start).Seconds())
 }
+
+// The same seed gives the same run, to the bit.
+func TestDeterministic(t *testing.T) {
+	for seed := uint64(501); seed < 503; seed++ {
+		cfg := Config{Seed: seed, Faults: 15 * time.Second}
+		a, b := simulate(t, cfg), simulate(t, cfg)
+		if a.Hash != b.Hash || a.Counts != b.Counts {
+			t.Errorf("seed %d: %x, %+v\nthen %x, %+v", seed, a.Hash, a.Counts, b.Hash, b.Counts)
+		}
+		cfg.Seed += 1000
+		if c := simulate(t, cfg); c.Hash == a.Hash {
+			t.Errorf("seeds %d and %d have the same trace", seed, cfg.Seed)
+		}
+	}
+}
+
+// A simulation that does little proves little.
+func TestCoverage(t *testing.T) {
+	var sum Counts
+	for seed := uint64(1); seed <= 6; seed++ {
+		res := simulate(t, Config{Seed: seed})
+		report(t, Config{Seed: seed}, res)
+		sum.add(&res.Counts)
+	}
+	t.Logf("%+v", sum)
+	for what, n := range map[string][2]int{
+		"crashes":            {sum.Crashes, 30},
+		"deaths in a turn":   {sum.PointCrashes, 15},
+		"disk errors":        {sum.DiskErrors, 2},
+		"restarts":           {sum.Restarts, 30},
+		"pauses":             {sum.Pauses, 5},
+		"partitions":         {sum.Partitions, 5},
+		"one-way cuts":       {sum.OneWayCuts, 5},
+		"bad links":          {sum.BadLinks, 5},
+		"wall clock steps":   {sum.WallSteps, 2},
+		"transfers":          {sum.Transfers, 5},
+		"writes":             {sum.Writes, 700},
+		"reads":              {sum.Reads, 1000},
+		"follower reads":     {sum.FollowerReads, 500},
+		"snapshots":          {sum.Snapshots, 30},
+		"snapshots again":    {sum.SnapshotsAgain, 50},
+		"unknown outcomes":   {sum.Unknown, 50},
+		"events published":   {sum.Published, 600},
+		"events delivered":   {sum.Delivered, 1200},
+		"events redelivered": {sum.Repeated, 20},
+		"acks":               {sum.Acked, 1200},
+		"leaders":            {sum.Leaders, 60},
+		"snapshots received": {sum.Installs, 5},
+		"log truncations":    {sum.Truncations, 60},
+	} {
+		if n[0] < n[1] {
+			t.Errorf("%s: only %d, not %d", what, n[0], n[1])
+		}
+	}
+}
+
+// Each planted bug is found, and by the check that is for it.
+func TestPlanted(t *testing.T) {
+	for _, tc := range []struct {
+		bug  Plant
+		want string
+	}{
+		{AckUnsynced, "invariant"}, // 1 or 7, whichever is seen first
+		{FiresEarly, "early"},
+		{CursorBack, "invariant 5"},
+		{StopsClock, "invariant 2"},
+		{OtherEntry, "invariant 7"},
+	} {
+		t.Run(tc.bug.String(), func(t *testing.T) {
+			const most = 15
+			for seed := uint64(1); seed <= most; seed++ {
+				res := simulate(t, Config{Seed: seed, Plant: tc.bug})
+				if len(res.Violations) == 0 {
+					continue
+				}
+				if !strings.Contains(res.Violations[0], tc.want) {
+					t.Errorf("seed %d: found as %q, not as %q", seed, res.Violations[0], tc.want)
+				}
+				t.Logf("seed %d, after %v: %s", seed, res.Virtual, res.Violations[0])
+				return
+			}
+			t.Errorf("not found in %d seeds", most)
+		})
+	}
+}

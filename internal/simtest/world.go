@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"reflect"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -29,6 +30,7 @@ type World struct {
 	now    *clock.Manual // true time; nodes see it through their own clocks
 	repl   *transport.Network
 	calls  *transport.Network
+	lost   map[[2]base.NodeID]bool // who is about to be told of a broken connection to whom
 	nodes  []*node
 	ranges []base.RangeDescriptor
 	timers timerHeap
@@ -49,6 +51,14 @@ type Counts struct {
 	FollowerReads, SnapshotsAgain                                                int
 	Published, Delivered, Repeated, Acked                                        int // of events
 	Leaders, Installs, Applied, Turns, Messages, Truncations                     int
+}
+
+// add adds up runs.
+func (c *Counts) add(d *Counts) {
+	to, from := reflect.ValueOf(c).Elem(), reflect.ValueOf(d).Elem()
+	for i := range to.NumField() {
+		to.Field(i).SetInt(to.Field(i).Int() + from.Field(i).Int())
+	}
 }
 
 // Result is a finished run.
