@@ -33,6 +33,9 @@ const (
 	ReasonInternal       Reason = "internal"
 )
 
+// reasonStopped: the node is shutting down.
+const reasonStopped Reason = "stopped"
+
 // Error is the one error type of this package.
 type Error struct {
 	Reason  Reason

@@ -263,8 +263,9 @@ func (m *mux) receive() {
 	}
 }
 
-// fail ends the stream. A call that was never handed to it says so; the outcome of the
-// others is unknown.
+// fail ends the stream. A call that was never handed to it says so, and so does one that
+// a server did not answer before it ended the stream because it stops: it answers what
+// it takes. The outcome of the others is unknown.
 func (m *mux) fail(e *Error) {
 	m.cancel()
 	m.mu.Lock()
@@ -276,7 +277,7 @@ func (m *mux) fail(e *Error) {
 	for id, f := range m.flying {
 		delete(m.flying, id)
 		c := *e
-		c.notSent = f.frame > m.sent
+		c.notSent = f.frame > m.sent || e.Reason == reasonStopped
 		c.lost = !c.notSent
 		switch c.Reason {
 		case ReasonClosed, ReasonUnimplemented:

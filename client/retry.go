@@ -27,7 +27,7 @@ func (k safety) mayRepeat(e *Error) bool {
 	switch e.Reason {
 	case ReasonNotLeader, ReasonBusy, ReasonUninitialized:
 		return true
-	case ReasonUnavailable, ReasonUnknownOutcome, "range_not_found", "wrong_range", "restamp", "locked", "stopped":
+	case ReasonUnavailable, ReasonUnknownOutcome, "range_not_found", "wrong_range", "restamp", "locked", reasonStopped:
 		return k == read
 	}
 	return false
@@ -36,7 +36,7 @@ func (k safety) mayRepeat(e *Error) bool {
 // another says whether another endpoint may do better.
 func another(e *Error) bool {
 	switch e.Reason {
-	case ReasonUnavailable, ReasonUninitialized, ReasonUnknownOutcome, "range_not_found", "stopped":
+	case ReasonUnavailable, ReasonUninitialized, ReasonUnknownOutcome, "range_not_found", reasonStopped:
 		return true
 	}
 	return e.notSent

@@ -30,6 +30,7 @@ type running struct {
 	store     *store.Store
 	placement *placement.Placement
 	router    *router.Router
+	gateway   *gateway.Server
 	client    *grpc.Server
 	peer      *grpc.Server
 	health    *health.Server
@@ -157,9 +158,10 @@ func clientServerOptions() []grpc.ServerOption {
 func (r *running) makeServers(id *identity) {
 	n := r.node
 	r.client = grpc.NewServer(append(clientServerOptions(), n.admin.ServerOptions()...)...)
-	gateway.New(gateway.Options{
+	r.gateway = gateway.New(gateway.Options{
 		Router: r.router, Cluster: id.Bootstrap.Cluster, Node: nodeInfo{r}, Init: n.Init,
-	}).Register(r.client)
+	})
+	r.gateway.Register(r.client)
 	etcd.New(r.router, etcdNode{r}, etcd.Options{Timeout: -1}).Register(r.client)
 	r.health = health.NewServer()
 	healthpb.RegisterHealthServer(r.client, r.health)
@@ -214,12 +216,13 @@ func (r *running) heartbeat(ctx context.Context) error {
 	return nil
 }
 
-// stop ends what serve began: clients first, so that none sees the rest go; then
-// leadership is handed away while peers still hear us; then the replicas, whose last
-// state is flushed; then the peers.
+// stop ends what serve began: leadership is handed away while peers still hear us and
+// clients are served; then the clients, so that none sees the rest go; then the replicas,
+// whose last state is flushed; then the peers.
 func (r *running) stop(ctx context.Context) {
 	r.health.Shutdown()
 	r.handOver(ctx)
+	r.gateway.Stop()
 	stopServer(ctx, r.client)
 	if err := r.store.Close(); err != nil {
 		r.node.opts.Logger.Warn("flushing the state store", "err", err)

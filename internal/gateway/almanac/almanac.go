@@ -12,6 +12,7 @@ import (
 
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
 	"github.com/almanacdb/almanac/internal/placement"
 	"github.com/almanacdb/almanac/internal/router"
@@ -145,6 +146,9 @@ type Server struct {
 	init    InitFunc
 	limits  Limits
 	now     func() time.Time // the wall clock, to refuse absurd due times
+
+	stopping context.Context // ends with Stop
+	stop     context.CancelFunc
 }
 
 // New returns a server.
@@ -153,8 +157,17 @@ func New(o Options) *Server {
 	if o.Routes == nil {
 		o.Routes = Routed(o.Router)
 	}
-	return &Server{routes: o.Routes, cluster: o.Cluster, node: o.Node, init: o.Init, limits: o.Limits, now: time.Now}
+	s := &Server{routes: o.Routes, cluster: o.Cluster, node: o.Node, init: o.Init, limits: o.Limits, now: time.Now}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	return s
 }
+
+// Stop ends the streams, which would last as long as their clients like: calls and acks
+// that were received are answered first, and then the stream's status is Stopped, which
+// tells the client that nothing else was done.
+func (s *Server) Stop() { s.stop() }
+
+func errStopping() error { return fault.New(fault.Stopped, "the node is shutting down") }
 
 // Register adds every service of the API to r.
 func (s *Server) Register(r grpc.ServiceRegistrar) {

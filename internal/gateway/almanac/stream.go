@@ -20,26 +20,25 @@ const (
 	frameBytes   = 1 << 20
 )
 
-// kvStream is one KV stream. The handler's goroutine reads frames and hands their calls
-// to workers, of which there are never more than calls in flight; a worker stays for
+// kvStream is one KV stream. One goroutine reads frames and hands their calls to workers, of which there are never more than calls in flight; a worker stays for
 // the next call, its stack grown. A call is in flight until its reply is sent: when
-// there are too many, or they weigh too much, the handler stops reading, and flow
+// there are too many, or they weigh too much, nothing more is read, and flow
 // control tells the client. There is no goroutine for sending: who finds replies waiting
 // and nobody sending sends them, and what others finish meanwhile.
 type kvStream struct {
 	kv     *kvServer
 	stream almanacv1.KV_StreamServer
 	work   chan *almanacv1.StreamCall
-	group  sync.WaitGroup // of the workers
 
 	mu      sync.Mutex
-	room    sync.Cond // calls or bytes fell, or err was set
+	room    sync.Cond // calls or bytes fell, or err or ending was set
 	replies []reply   // waiting to be sent
 	sending bool
 	calls   int   // in flight
 	bytes   int   // that these weigh, with their replies
 	idle    int   // workers that wait for a call
 	err     error // the stream is broken: replies are dropped
+	ending  bool  // no further call is begun
 }
 
 // reply is a finished call with what it weighs.
@@ -55,13 +54,34 @@ func (s *kvServer) Stream(stream almanacv1.KV_StreamServer) error {
 	k.room.L = &k.mu
 	stop := context.AfterFunc(stream.Context(), func() { k.fail(stream.Context().Err()) })
 	defer stop()
-	err := k.read()
-	close(k.work)
-	k.group.Wait()
-	if err == nil {
-		err = k.failure()
+	read := make(chan error, 1)
+	go func() {
+		defer close(k.work)
+		read <- k.read()
+	}()
+	select {
+	case err := <-read:
+		k.drain()
+		if err == nil {
+			err = k.failure()
+		}
+		return s.status(err)
+	case <-s.stopping.Done():
+		k.drain()
+		return s.status(errStopping())
 	}
-	return s.status(err)
+}
+
+// drain begins no further call, and returns when those in flight are answered or nobody
+// wants their answers.
+func (k *kvStream) drain() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ending = true
+	k.room.Broadcast()
+	for k.calls > 0 {
+		k.room.Wait()
+	}
 }
 
 // read hands calls to workers until the client half-closes, which is nil, or the stream
@@ -83,7 +103,7 @@ func (k *kvStream) read() error {
 			}
 			k.work <- call // has room for every call in flight
 			if spawn {
-				k.group.Go(k.serve)
+				go k.serve()
 			}
 		}
 	}
@@ -94,11 +114,14 @@ func (k *kvStream) admit(weight int) (spawn bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	limits := &k.kv.limits
-	for k.err == nil && k.calls > 0 && (k.calls >= limits.StreamCalls || k.bytes+weight > limits.StreamBytes) {
+	for k.err == nil && !k.ending && k.calls > 0 && (k.calls >= limits.StreamCalls || k.bytes+weight > limits.StreamBytes) {
 		k.room.Wait()
 	}
 	if k.err != nil {
 		return false, k.err
+	}
+	if k.ending {
+		return false, errStopping()
 	}
 	k.calls++
 	k.bytes += weight
@@ -151,7 +174,7 @@ func (k *kvStream) finish(r reply) {
 			k.bytes -= batch[i].held
 		}
 		k.calls -= len(batch)
-		k.room.Signal() // only the reader waits
+		k.room.Broadcast()
 	}
 	k.sending = false
 }
@@ -176,7 +199,7 @@ func (k *kvStream) fail(err error) {
 	if k.err == nil {
 		k.err = err
 	}
-	k.room.Signal()
+	k.room.Broadcast()
 }
 
 func (k *kvStream) failure() error {

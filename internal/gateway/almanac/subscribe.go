@@ -72,7 +72,8 @@ func receiveOpen(stream almanacv1.Events_SubscribeServer) (*almanacv1.SubscribeO
 	return nil, 0, fault.New(fault.Invalid, "start rule %d is unknown", open.GetStart()).WithRemedy("use earliest or latest")
 }
 
-// run delivers until the client half-closes, which is nil, or something fails.
+// run delivers until the client half-closes, which is nil, the server stops, or
+// something fails.
 func (c *subscriber) run(credits uint32) error {
 	ackCtx, stopAcks := context.WithCancel(c.stream.Context())
 	defer stopAcks()
@@ -85,15 +86,20 @@ func (c *subscriber) run(credits uint32) error {
 	if err == nil {
 		c.grant(credits)
 		ctx, stop := context.WithCancelCause(c.stream.Context())
+		unwatch := context.AfterFunc(c.server.stopping, func() { stop(errStopping()) })
 		go func() { stop(c.receive()) }()
 		err = c.deliver(ctx)
 		received = context.Cause(ctx)
+		unwatch()
 		stop(nil)
 	}
-	if errors.Is(received, io.EOF) {
+	if eof := errors.Is(received, io.EOF); eof || fault.KindOf(received) == fault.Stopped {
 		c.acks.finish()
 		c.sub.Close()
-		return nil
+		if eof {
+			return nil
+		}
+		return received
 	}
 	c.sub.Close()
 	stopAcks()
