@@ -12,10 +12,60 @@ import (
 type nemesis struct {
 	w       *World
 	stopped bool
+	pace    time.Duration
+	faults  []func(*node)
 	stepped bool // a wall clock is stepped, or was a moment ago
 }
 
-func (m *nemesis) start() { m.w.after(m.w.between(2*time.Second, 3*time.Second), m.strike) }
+// start chooses what this run suffers from: not everything, and not as often in each, for
+// faults hide one another.
+func (m *nemesis) start() {
+	w := m.w
+	m.pace = w.between(150*time.Millisecond, 1500*time.Millisecond)
+	for _, k := range m.kinds() {
+		if w.chance(0.3) {
+			continue
+		}
+		for range 1 + w.rng.IntN(k.weight) {
+			m.faults = append(m.faults, k.strike)
+		}
+	}
+	w.after(w.between(2*time.Second, 3*time.Second), m.strike)
+}
+
+type faultKind struct {
+	weight int
+	strike func(*node)
+}
+
+func (m *nemesis) kinds() []faultKind {
+	w := m.w
+	return []faultKind{
+		{6, func(n *node) {
+			w.tracef("nemesis: crash of node %d", n.id)
+			if n.up {
+				n.crash()
+				n.restartLater()
+			}
+		}},
+		{10, func(n *node) {
+			n.armed = 1 + w.rng.IntN(60)
+			w.tracef("nemesis: node %d will die at its point %d", n.id, n.armed)
+		}},
+		{2, func(n *node) {
+			w.tracef("nemesis: node %d's disk will fail", n.id)
+			n.fail = errors.New("the simulated disk fails")
+		}},
+		{1, func(*node) { m.powerCut() }},
+		{6, func(n *node) { n.pause(w.between(20*time.Millisecond, 3*time.Second)) }},
+		{6, func(*node) { m.partition() }},
+		{6, func(*node) { m.cut() }},
+		{4, func(*node) { m.badLinks() }},
+		{3, m.stepWall},
+		{6, func(*node) { m.transfer() }},
+		{3, m.slowDisk},
+	}
+}
 
 func (m *nemesis) stop() { m.stopped = true }
 
@@ -29,44 +79,17 @@ func (m *nemesis) later(lo, hi time.Duration, f func()) {
 }
 
 func (m *nemesis) strike() {
-	if m.stopped {
+	if m.stopped || len(m.faults) == 0 {
 		return
 	}
-	w := m.w
-	n := w.anyNode()
-	switch k := w.rng.IntN(100); {
-	case k < 12:
-		w.tracef("nemesis: crash of node %d", n.id)
-		if n.up {
-			n.crash()
-			n.restartLater()
-		}
-	case k < 32:
-		n.armed = 1 + w.rng.IntN(60)
-		w.tracef("nemesis: node %d will die at its point %d", n.id, n.armed)
-	case k < 36:
-		w.tracef("nemesis: node %d's disk will fail", n.id)
-		n.fail = errors.New("the simulated disk fails")
-	case k < 38:
-		m.powerCut()
-	case k < 50:
-		n.pause(w.between(20*time.Millisecond, 3*time.Second))
-	case k < 60:
-		m.partition()
-	case k < 70:
-		m.cut()
-	case k < 78:
-		m.badLinks()
-	case k < 84:
-		m.stepWall(n)
-	case k < 94:
-		m.transfer()
-	default:
-		n.slow = w.between(time.Millisecond, 40*time.Millisecond)
-		w.tracef("nemesis: node %d's disk is slow, %v a turn", n.id, n.slow)
-		m.later(time.Second, 3*time.Second, func() { n.slow = 0 })
-	}
-	m.later(50*time.Millisecond, 1500*time.Millisecond, m.strike)
+	m.faults[m.w.rng.IntN(len(m.faults))](m.w.anyNode())
+	m.later(m.pace/10, 2*m.pace, m.strike)
+}
+
+func (m *nemesis) slowDisk(n *node) {
+	n.slow = m.w.between(time.Millisecond, 40*time.Millisecond)
+	m.w.tracef("nemesis: node %d's disk is slow, %v a turn", n.id, n.slow)
+	m.later(time.Second, 3*time.Second, func() { n.slow = 0 })
 }
 
 func (m *nemesis) powerCut() {
