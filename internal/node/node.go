@@ -104,6 +104,7 @@ type Node struct {
 	fatal   chan error    // capacity 1: why the node can't go on
 	stop    context.CancelFunc
 	work    sync.WaitGroup
+	forming sync.WaitGroup // the goroutine that makes a waiting node a member
 
 	mu      sync.Mutex
 	id      *identity
@@ -174,7 +175,9 @@ func (n *Node) open() (err error) {
 	if n.log, err = logstore.Open(n.logs); err != nil {
 		return err
 	}
-	n.id, err = loadIdentity(n.log)
+	if n.id, err = loadIdentity(n.log); n.id != nil {
+		close(n.adopted)
+	}
 	return err
 }
 
@@ -268,14 +271,12 @@ func (n *Node) begin(ctx context.Context) error {
 		return n.serve(ctx)
 	}
 	n.serveWaiting()
-	n.work.Add(1)
-	go n.awaitIdentity(ctx)
+	n.forming.Go(func() { n.awaitIdentity(ctx) })
 	return nil
 }
 
 // awaitIdentity is the goroutine that turns a waiting node into a member.
 func (n *Node) awaitIdentity(ctx context.Context) {
-	defer n.work.Done()
 	n.opts.Logger.Info("waiting to be formed into a cluster", "command", "almanac init --endpoints "+n.opts.Advertise)
 	n.form.join(ctx)
 	if ctx.Err() != nil {
@@ -336,6 +337,7 @@ func (n *Node) Failed() <-chan error { return n.fatal }
 // durable. ctx bounds how long the gentle part may take.
 func (n *Node) Stop(ctx context.Context) {
 	n.stop()
+	n.forming.Wait() // what it began to serve is stopped below
 	n.mu.Lock()
 	w, r := n.waiting, n.run
 	n.mu.Unlock()
