@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"slices"
+
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/command"
@@ -90,19 +92,19 @@ func (r *Replica) append(p *Proposal, stamp base.Timestamp) {
 	if p.stamped {
 		r.writes.lastStamp = stamp
 	}
-	r.writes.overwritten(mark.Index, r.notLeader())
-	r.writes.waiting = append(r.writes.waiting, waitingWrite{mark, p})
+	r.writes.add(mark, p)
 }
 
-// overwritten answers writes at or above an index that this orderer now appends at:
-// its log does not hold them, so they are not and never will be committed.
-func (q *writeQueue) overwritten(index uint64, why error) {
-	n := len(q.waiting)
-	for n > 0 && q.waiting[n-1].mark.Index >= index {
-		n--
-		q.waiting[n].p.Done(command.Result{}, why)
+// add books a write that was appended at mark. One of an earlier term that stands at the
+// same index or above is not answered yet: this orderer's log does not hold it, but until
+// something is committed there a replica that holds it may still come to order. What is
+// applied at its index tells (K3).
+func (q *writeQueue) add(mark base.LogMark, p *Proposal) {
+	i := len(q.waiting)
+	for i > 0 && q.waiting[i-1].mark.Index > mark.Index {
+		i--
 	}
-	q.waiting = q.waiting[:n]
+	q.waiting = slices.Insert(q.waiting, i, waitingWrite{mark, p})
 }
 
 // stampable says whether a write may carry the stamp (K4).
