@@ -38,6 +38,8 @@ type Options struct {
 	Version       string
 	Logger        *slog.Logger
 
+	Limits Limits
+
 	MaxClockOffset time.Duration // default 500 ms
 	Tick           time.Duration // default 100 ms
 	ElectionTicks  int           // default 10
@@ -54,8 +56,37 @@ const (
 	maxMemory = 1 << 50
 )
 
+// Limits bound what one request may ask for; zero fields take the documented defaults.
+type Limits struct {
+	KeyBytes     int           // a key: 4 KiB
+	EtcdBytes    int           // an etcd request that writes: 1.5 MiB
+	PayloadBytes int           // an event's payload: 4 MiB
+	BatchBytes   int           // a request, or a publish batch: 16 MiB
+	BatchEvents  int           // a publish batch: 10,000
+	DueAhead     time.Duration // how far ahead an event may be due: 100 years
+}
+
+// maxBatchBytes is the most that a limit in bytes may be: a peer message has to hold it.
+const maxBatchBytes = 24 << 20
+
+func (l *Limits) validate() error {
+	for _, v := range []int{l.KeyBytes, l.EtcdBytes, l.PayloadBytes, l.BatchBytes, l.BatchEvents, int(l.DueAhead)} {
+		if v < 0 {
+			return fault.New(fault.Invalid, "a limit is negative").WithRemedy("give limits above 0, or leave them out")
+		}
+	}
+	if largest := max(l.KeyBytes, l.EtcdBytes, l.PayloadBytes, l.BatchBytes); largest > maxBatchBytes {
+		return fault.New(fault.Invalid, "a limit of %d bytes is more than a message between nodes holds", largest).
+			WithRemedy("give limits of at most %d bytes", maxBatchBytes)
+	}
+	return nil
+}
+
 // Validate says what is wrong with the options; it opens nothing.
 func (o *Options) Validate() error {
+	if err := o.Limits.validate(); err != nil {
+		return err
+	}
 	if o.DataDir == "" {
 		return fault.New(fault.Invalid, "no data directory was given").WithRemedy("pass --data-dir")
 	}

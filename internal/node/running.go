@@ -156,13 +156,19 @@ func clientServerOptions() []grpc.ServerOption {
 }
 
 func (r *running) makeServers(id *identity) {
-	n := r.node
+	n, l := r.node, &r.node.opts.Limits
 	r.client = grpc.NewServer(append(clientServerOptions(), n.admin.ServerOptions()...)...)
 	r.gateway = gateway.New(gateway.Options{
 		Router: r.router, Cluster: id.Bootstrap.Cluster, Node: nodeInfo{r}, Init: n.Init,
+		Limits: gateway.Limits{
+			KeyBytes: l.KeyBytes, RequestBytes: l.BatchBytes, PayloadBytes: l.PayloadBytes,
+			PublishEvents: l.BatchEvents, DueAhead: l.DueAhead,
+		},
 	})
 	r.gateway.Register(r.client)
-	etcd.New(r.router, etcdNode{r}, etcd.Options{Timeout: -1}).Register(r.client)
+	etcd.New(r.router, etcdNode{r}, etcd.Options{
+		Timeout: -1, MaxKey: l.KeyBytes, MaxRequest: l.EtcdBytes,
+	}).Register(r.client)
 	r.health = health.NewServer()
 	healthpb.RegisterHealthServer(r.client, r.health)
 	reflection.Register(r.client)
