@@ -56,10 +56,12 @@ func New(o Options) *Router {
 
 var firstOnly = mvcc.RangeOptions{Limit: 1}
 
-// bound gives ctx the router's timeout if it has no nearer deadline.
+// bound gives ctx the router's timeout, or a deadline a little before its own if that is
+// nearer: a caller who waits until then still hears what stood in the way.
 func (r *Router) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if at, ok := ctx.Deadline(); ok && time.Until(at) <= r.opts.Timeout {
-		return ctx, func() {}
+	if at, ok := ctx.Deadline(); ok {
+		d := time.Until(at)
+		return context.WithTimeout(ctx, min(d-min(d/10, 100*time.Millisecond), r.opts.Timeout))
 	}
 	return context.WithTimeout(ctx, r.opts.Timeout)
 }
