@@ -42,6 +42,12 @@ func Flags(f *pflag.FlagSet) {
 	f.String("memory", "2GiB", "memory that the process should stay within")
 	f.Bool("insecure", false, "listen on non-loopback addresses without encryption")
 	f.Duration("max-clock-offset", 500*time.Millisecond, "how far a healthy node's wall clock may be off")
+	f.String("max-key", "4KiB", "largest key")
+	f.String("max-etcd-request", "1.5MiB", "largest etcd request that writes")
+	f.String("max-payload", "4MiB", "largest event payload")
+	f.String("max-batch", "16MiB", "largest request, and largest publish batch")
+	f.Int("max-batch-events", 10_000, "most events in a publish batch")
+	f.Duration("max-due-ahead", 100*366*24*time.Hour, "how far ahead an event may fall due")
 	f.String("log-level", "info", "debug, info, warn or error")
 	f.String("log-format", "text", "text or json")
 }
@@ -84,27 +90,53 @@ func unknown(k *koanf.Koanf, f *pflag.FlagSet, path string) error {
 	return nil
 }
 
+// settings reads values of a kind and keeps the first error.
+type settings struct {
+	k   *koanf.Koanf
+	err error
+}
+
+func setting[T any](s *settings, name string, parse func(string) (T, error), remedy string) T {
+	text := s.k.String(name)
+	v, err := parse(text)
+	if err != nil && s.err == nil {
+		s.err = fault.New(fault.Invalid, "--%s %q can't be read", name, text).WithRemedy("%s", remedy)
+	}
+	return v
+}
+
+func (s *settings) bytes(name string) int64 {
+	v, err := ParseBytes(s.k.String(name))
+	if err != nil && s.err == nil {
+		s.err = named(name, err)
+	}
+	return v
+}
+
+func (s *settings) duration(name string) time.Duration {
+	return setting(s, name, time.ParseDuration, "write it like 500ms or 24h")
+}
+
 func build(k *koanf.Koanf) (*Config, error) {
-	memory, err := ParseBytes(k.String("memory"))
-	if err != nil {
-		return nil, named("memory", err)
-	}
-	insecure, err := strconv.ParseBool(k.String("insecure"))
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "--insecure %q", k.String("insecure")).WithRemedy("use true or false")
-	}
-	offset, err := time.ParseDuration(k.String("max-clock-offset"))
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "--max-clock-offset %q is not a duration", k.String("max-clock-offset")).
-			WithRemedy("write it like 500ms")
-	}
+	s := &settings{k: k}
 	c := &Config{
 		LogFormat: k.String("log-format"),
 		Node: node.Options{
 			DataDir: k.String("data-dir"), Listen: k.String("listen"), Peer: k.String("peer"), HTTP: k.String("http"),
 			Advertise: k.String("advertise"), AdvertisePeer: k.String("advertise-peer"), Join: list(k, "join"),
-			Memory: memory, Insecure: insecure, MaxClockOffset: offset,
+			Memory:         s.bytes("memory"),
+			Insecure:       setting(s, "insecure", strconv.ParseBool, "use true or false"),
+			MaxClockOffset: s.duration("max-clock-offset"),
+			Limits: node.Limits{
+				KeyBytes: int(s.bytes("max-key")), EtcdBytes: int(s.bytes("max-etcd-request")),
+				PayloadBytes: int(s.bytes("max-payload")), BatchBytes: int(s.bytes("max-batch")),
+				BatchEvents: setting(s, "max-batch-events", strconv.Atoi, "give a whole number"),
+				DueAhead:    s.duration("max-due-ahead"),
+			},
 		},
+	}
+	if s.err != nil {
+		return nil, s.err
 	}
 	if err := c.LogLevel.UnmarshalText([]byte(k.String("log-level"))); err != nil {
 		return nil, fault.New(fault.Invalid, "--log-level %q", k.String("log-level")).WithRemedy("use debug, info, warn or error")

@@ -108,10 +108,29 @@ func checkWrites(txn *mvcc.Txn) error {
 	}
 }
 
-// checkSize bounds what goes through the log.
-func checkSize(r proto.Message) error {
-	if proto.Size(r) > MaxRequestBytes {
+// checkSize bounds what goes through the log: the request, and each key it would write.
+// etcd has no limit for keys and so no error of its own for one; this is the nearest.
+func (s *Server) checkSize(r proto.Message, txn *mvcc.Txn) error {
+	if proto.Size(r) > s.maxRequest || s.longKey(txn) {
 		return rpctypes.ErrGRPCRequestTooLarge
 	}
 	return nil
+}
+
+func (s *Server) longKey(txn *mvcc.Txn) bool {
+	for _, branch := range [...][]mvcc.Op{txn.Then, txn.Else} {
+		for i := range branch {
+			switch op := &branch[i]; op.Kind {
+			case mvcc.OpPut:
+				if len(op.Span.Start)-s.prefix > s.maxKey {
+					return true
+				}
+			case mvcc.OpTxn:
+				if s.longKey(op.Txn) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }

@@ -14,7 +14,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/keys"
 	"github.com/almanacdb/almanac/internal/mvcc"
 )
 
@@ -280,5 +282,31 @@ func TestTxnOfClient(t *testing.T) {
 	_, err := r.cli.Txn(r.ctx()).Then(clientv3.OpPut("a", "1"), clientv3.OpPut("a", "2")).Commit()
 	if !errors.Is(err, rpctypes.ErrDuplicateKey) {
 		t.Error(err)
+	}
+}
+
+// A configured limit on keys holds for every put of a request, nested ones included,
+// and not for reads.
+func TestKeyLimit(t *testing.T) {
+	s := New(nil, nil, Options{MaxKey: 8})
+	put := func(n int) mvcc.Op {
+		return mvcc.Op{Kind: mvcc.OpPut, Span: base.PointSpan(keys.User(base.DefaultKeyspace, make([]byte, n)))}
+	}
+	read := put(9)
+	read.Kind = mvcc.OpRange
+	for _, c := range []struct {
+		name string
+		txn  *mvcc.Txn
+		long bool
+	}{
+		{"at the limit", &mvcc.Txn{Then: []mvcc.Op{put(8)}}, false},
+		{"above", &mvcc.Txn{Then: []mvcc.Op{put(9)}}, true},
+		{"in the other branch", &mvcc.Txn{Else: []mvcc.Op{put(9)}}, true},
+		{"nested", &mvcc.Txn{Then: []mvcc.Op{{Kind: mvcc.OpTxn, Txn: &mvcc.Txn{Else: []mvcc.Op{put(9)}}}}}, true},
+		{"a read", &mvcc.Txn{Then: []mvcc.Op{read}}, false},
+	} {
+		if err := s.checkSize(&pb.PutRequest{}, c.txn); (err != nil) != c.long {
+			t.Errorf("%s: %v", c.name, err)
+		}
 	}
 }

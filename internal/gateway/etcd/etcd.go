@@ -19,7 +19,8 @@ import (
 
 // Limits, as etcd sets them.
 const (
-	MaxRequestBytes = 3 << 19 // of a write: 1.5 MiB
+	MaxRequestBytes = 3 << 19 // of a write, unless configured: 1.5 MiB
+	MaxKeyBytes     = 4 << 10 // of a key to write, unless configured
 	MaxTxnOps       = 128     // operations along one path of a transaction
 
 	// MaxReceiveBytes is what a gRPC server must accept, so that a request that is too
@@ -82,7 +83,10 @@ type Status struct {
 // Options adjust the face.
 type Options struct {
 	Keyspace base.KeyspaceID // 0: the default keyspace
-	Timeout  time.Duration   // of a request that brings no shorter deadline; 0: 7 s, as etcd; negative: none, Keys and Node bound it
+	// MaxKey and MaxRequest bound, in bytes, a key to write and a request to write; 0:
+	// MaxKeyBytes and MaxRequestBytes.
+	MaxKey, MaxRequest int
+	Timeout            time.Duration // of a request that brings no shorter deadline; 0: 7 s, as etcd; negative: none, Keys and Node bound it
 }
 
 // Server answers the etcd API. Safe for concurrent use.
@@ -92,6 +96,8 @@ type Server struct {
 	keyspace base.KeyspaceID
 	prefix   int // bytes of a logical key before the user's key
 	timeout  time.Duration
+
+	maxKey, maxRequest int // bytes
 }
 
 // New returns a server over k and n.
@@ -102,7 +108,14 @@ func New(k Keys, n Node, o Options) *Server {
 	if o.Timeout == 0 {
 		o.Timeout = 7 * time.Second
 	}
+	if o.MaxKey == 0 {
+		o.MaxKey = MaxKeyBytes
+	}
+	if o.MaxRequest == 0 {
+		o.MaxRequest = MaxRequestBytes
+	}
 	return &Server{
+		maxKey: o.MaxKey, maxRequest: o.MaxRequest,
 		keys: k, node: n, keyspace: o.Keyspace, timeout: o.Timeout,
 		prefix: len(keys.User(o.Keyspace, nil)),
 	}

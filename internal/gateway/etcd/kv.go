@@ -55,10 +55,11 @@ func (s *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
-	if err := checkSize(r); err != nil {
+	txn := newOneOp(s.putOp(r))
+	if err := s.checkSize(r, txn); err != nil {
 		return nil, err
 	}
-	result, header, err := s.commit(ctx, newOneOp(s.putOp(r)))
+	result, header, err := s.commit(ctx, txn)
 	if err != nil {
 		return nil, err
 	}
@@ -70,10 +71,11 @@ func (s *kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
-	if err := checkSize(r); err != nil {
+	txn := newOneOp(s.deleteOp(r))
+	if err := s.checkSize(r, txn); err != nil {
 		return nil, err
 	}
-	result, header, err := s.commit(ctx, newOneOp(s.deleteOp(r)))
+	result, header, err := s.commit(ctx, txn)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +101,7 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 		}
 		return s.txnResponse(result, s.header(revision)), nil
 	}
-	if err := checkSize(r); err != nil {
+	if err := s.checkSize(r, txn); err != nil {
 		return nil, err
 	}
 	result, header, err := s.commit(ctx, txn)
