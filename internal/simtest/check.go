@@ -133,7 +133,7 @@ func (w *World) checkEvents() {
 
 // checkKeys: invariants 2 and 9.
 func (w *World) checkKeys() {
-	v, err := lincheck.CheckKeys(w.rec.Keys(), 20*time.Second, "")
+	v, err := lincheck.CheckKeys(w.rec.Keys(), 10*time.Second, w.cfg.Dir)
 	switch {
 	case err != nil:
 		w.violated("the checker failed: %v", err)

@@ -28,7 +28,8 @@
 // # What is checked (numbers are those of DESIGN.md's invariants)
 //
 //   - 1: every acknowledged write is in the history of every replica, at its stamp.
-//   - 2, 9: each key's operations are linearizable (package lincheck).
+//   - 2, 9: each key's operations are linearizable (package lincheck), and timestamps agree
+//     with real time: an operation's is above all that were known when it began.
 //   - 3: acknowledged events reach each group, none before its due time by true time less
 //     the worst honest clock's offset.
 //   - 5: a group's cursor, as a function of the applied index, never falls.

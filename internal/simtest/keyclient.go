@@ -133,9 +133,11 @@ func (c *keyClient) swap(key string) {
 // write proposes a transaction until its fate is known or its time is over.
 func (c *keyClient) write(in lincheck.Input, txn *mvcc.Txn, answer func(*command.Result) lincheck.Output) {
 	end := c.w.operation(c.id, in)
+	begun := c.w.load.latest
 	c.w.propose(c.leader, base.DefaultRange, command.KindTxn, txn, 2*time.Second, func(res *command.Result, err error) {
 		switch {
 		case err == nil:
+			c.w.stamped(begun, res.Stamp)
 			end(answer(res))
 		case fault.KindOf(err) == fault.UnknownOutcome:
 			end(lincheck.Output{Unknown: true})
@@ -180,10 +182,23 @@ func (w *World) propose(l leaders, r base.RangeID, k command.Kind, body any, lim
 	try()
 }
 
+// stamped checks a timestamp against the latest that was known when its operation began:
+// real time and timestamps agree (T4, K3).
+func (w *World) stamped(begun, at base.Timestamp) {
+	if at <= begun {
+		w.violated("invariant 2: an operation at %v began after one at %v was over", at, begun)
+	}
+	w.load.latest = max(w.load.latest, at)
+}
+
 func (c *keyClient) get(key string) {
 	end := c.w.operation(c.id, lincheck.Input{Op: lincheck.Get, Key: key})
 	req := wire.ReadRequest{Newest: c.w.chance(0.4), Reads: []wire.Read{{Span: base.PointSpan(logical(key))}}}
+	begun := c.w.load.latest
 	c.w.read(c.leader, req, 2*time.Second, func(reply *wire.ReadReply, err error) {
+		if err == nil && !req.Newest {
+			c.w.stamped(begun, reply.At)
+		}
 		if err != nil {
 			end(lincheck.Output{Unknown: true})
 			c.later()

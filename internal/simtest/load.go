@@ -60,6 +60,7 @@ type load struct {
 	events   eventBook
 	acked    []ackedWrite
 	shots    []*snapshot
+	latest   base.Timestamp // the latest that clients know of
 }
 
 // client is something that settled waits for.

@@ -131,7 +131,7 @@ func TestPlanted(t *testing.T) {
 		t.Run(tc.bug.String(), func(t *testing.T) {
 			const most = 15
 			for seed := uint64(1); seed <= most; seed++ {
-				res := simulate(t, Config{Seed: seed, Plant: tc.bug})
+				res := simulate(t, Config{Seed: seed, Plant: tc.bug, Dir: t.TempDir()})
 				if len(res.Violations) == 0 {
 					continue
 				}

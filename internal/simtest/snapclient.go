@@ -41,8 +41,12 @@ func (c *snapshotClient) next() {
 		again = w.load.shots[w.rng.IntN(n)]
 		req.At = again.at
 	}
+	begun := w.load.latest
 	w.read(c.leader, req, 2*time.Second, func(reply *wire.ReadReply, err error) {
 		if err == nil {
+			if again == nil {
+				w.stamped(begun, reply.At)
+			}
 			c.got(reply, again)
 		}
 		w.after(w.between(5*time.Millisecond, 150*time.Millisecond), c.next)

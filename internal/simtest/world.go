@@ -19,6 +19,7 @@ type Config struct {
 	Seed   uint64
 	Faults time.Duration // how long clients run under faults; default 30 s
 	Plant  Plant
+	Dir    string // where a drawing of a history that is not linearizable goes
 	// Trace gets every line of the trace; nil keeps only the last ones.
 	Trace func(string)
 }
