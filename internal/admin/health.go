@@ -20,7 +20,7 @@ const (
 )
 
 func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
-	say(w, http.StatusOK, "almanac "+s.opts.Version, "", "/healthz", "/readyz", "/metrics")
+	say(w, http.StatusOK, "almanac "+s.opts.Version, "", "/healthz", "/readyz", "/metrics", "/debug/pprof/")
 }
 
 // healthz answers 200 while the process can serve at all.
