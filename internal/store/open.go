@@ -109,11 +109,19 @@ func (s *Store) reopen(st *command.State) (*replica.Replica, error) {
 	return s.newReplica(st, rec.HardState, true)
 }
 
+// known refuses a range that this version can't replicate.
+func known(d *base.RangeDescriptor) error {
+	if d.Protocol == base.ProtocolRaft {
+		return nil
+	}
+	return fault.New(fault.Unimplemented, "range %d replicates by %s, which this version does not know", d.Range, d.Protocol).
+		OnRange(d.Range).WithRemedy("run a version that does")
+}
+
 func (s *Store) newReplica(st *command.State, hs effect.HardState, restarted bool) (*replica.Replica, error) {
 	d := &st.Descriptor
-	if d.Protocol != base.ProtocolRaft {
-		return nil, fault.New(fault.Unimplemented, "range %d replicates by %s, which this version does not know", d.Range, d.Protocol).
-			WithRemedy("run a version that does")
+	if err := known(d); err != nil {
+		return nil, err
 	}
 	config := effect.Configuration{Epoch: d.ConfigEpoch}
 	for _, r := range d.Replicas {
@@ -166,6 +174,10 @@ func (s *Store) CreateReplica(d base.RangeDescriptor) error {
 	own, ok := d.ReplicaOn(s.opts.Node)
 	if !ok {
 		return fault.New(fault.Invalid, "range %d has no replica on node %d", d.Range, s.opts.Node).OnRange(d.Range)
+	}
+	// Before anything is on disk, from where every start would bring it back.
+	if err := known(&d); err != nil {
+		return err
 	}
 	if !s.claim(d.Range) {
 		return fault.New(fault.Busy, "range %d is being changed on this node", d.Range).OnRange(d.Range)
