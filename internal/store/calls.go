@@ -24,7 +24,8 @@ type callBook struct {
 	calls map[uint64]*pendingCall
 	due   callHeap
 	stop  chan struct{}
-	once  sync.Once
+	// closed: a call would get no answer any more.
+	closed bool
 }
 
 type pendingCall struct {
@@ -40,8 +41,14 @@ type pendingCall struct {
 const callGrace = 200 * time.Millisecond
 
 func newCallBook(s *Store) *callBook {
-	return &callBook{store: s, calls: make(map[uint64]*pendingCall), stop: make(chan struct{})}
+	return &callBook{store: s, last: s.firstNumber(), calls: make(map[uint64]*pendingCall), stop: make(chan struct{})}
 }
+
+// firstNumber returns where this life of the node begins to number its calls and
+// sessions: above those of earlier lives, so that an answer or a delivery that is late
+// by a whole restart is not taken for another's. No life numbers a million a
+// millisecond.
+func (s *Store) firstNumber() uint64 { return uint64(max(0, s.opts.Clock.WallMS())) << 20 }
 
 // Call asks a node, this one included, and gives the answer to done.
 func (s *Store) Call(to base.NodeID, m wire.Method, r base.RangeID, body []byte, timeout time.Duration, done Done) {
@@ -62,27 +69,35 @@ func (s *Store) call(class transport.Class, to base.NodeID, m wire.Method, r bas
 	b := s.calls
 	deadline := s.opts.Clock.Mono().Add(timeout + callGrace)
 	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		done(nil, fault.New(fault.Stopped, "node %d is shutting down", s.opts.Node))
+		return
+	}
 	b.last++
 	call.ID = b.last
 	p := &pendingCall{id: call.ID, to: to, method: m, deadline: deadline, done: done}
 	b.calls[p.id] = p
 	heap.Push(&b.due, p)
 	b.mu.Unlock()
-	if !s.opts.Transport.Send(to, class, wire.Message{Call: call}) && b.take(p.id) != nil {
+	if !s.opts.Transport.Send(to, class, wire.Message{Call: call}) && b.take(to, p.id) != nil {
 		done(nil, fault.New(fault.Unavailable, "node %d cannot be reached, or too much is queued for it", to))
 	}
 }
 
-func (b *callBook) take(id uint64) *pendingCall {
+func (b *callBook) take(to base.NodeID, id uint64) *pendingCall {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.calls[id]
+	if p == nil || p.to != to {
+		return nil
+	}
 	delete(b.calls, id)
 	return p
 }
 
-func (b *callBook) reply(m *wire.Reply) {
-	p := b.take(m.ID)
+func (b *callBook) reply(from base.NodeID, m *wire.Reply) {
+	p := b.take(from, m.ID)
 	if p == nil {
 		return // answered too late
 	}
@@ -95,9 +110,13 @@ func (b *callBook) reply(m *wire.Reply) {
 
 // lost is the error of a call that was sent and got no answer.
 func (p *pendingCall) lost(why string) *fault.Error {
-	if p.method == wire.MethodPropose {
+	switch p.method {
+	case wire.MethodPropose:
 		return fault.New(fault.UnknownOutcome, "node %d %s; the write may or may not take effect", p.to, why).
 			WithRemedy("read the key back before trying again")
+	case wire.MethodAdmin:
+		return fault.New(fault.UnknownOutcome, "node %d %s; the change may or may not have been made", p.to, why).
+			WithRemedy("look whether it was made before trying again")
 	}
 	return fault.New(fault.Unavailable, "node %d %s", p.to, why)
 }
@@ -149,8 +168,12 @@ func (b *callBook) run() {
 	}
 }
 
+// close answers all calls under way. Called once.
 func (b *callBook) close() {
-	b.once.Do(func() { close(b.stop) })
+	close(b.stop)
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
 	b.expire(clock.Mono(1<<63 - 1))
 }
 

@@ -30,7 +30,7 @@ func (s *Store) Receive(from base.NodeID, msgs []wire.Message) {
 		case m.Call != nil:
 			s.handle(from, m.Call, s.replier(from, m.Call))
 		case m.Reply != nil:
-			s.calls.reply(m.Reply)
+			s.calls.reply(from, m.Reply)
 		}
 	}
 }

@@ -33,6 +33,9 @@ func (s *Store) NewSession(sink SessionSink) uint64 {
 	b := &s.sessions
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.last == 0 {
+		b.last = s.firstNumber()
+	}
 	b.last++
 	b.open[b.last] = sink
 	return b.last
