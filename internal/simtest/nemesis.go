@@ -30,6 +30,9 @@ func (m *nemesis) start() {
 			m.faults = append(m.faults, k.strike)
 		}
 	}
+	if w.cfg.Plant == StopsClock { // of no effect without
+		m.pace, m.faults = time.Second, []func(*node){func(*node) { m.partition() }}
+	}
 	w.after(w.between(2*time.Second, 3*time.Second), m.strike)
 }
 

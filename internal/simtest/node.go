@@ -18,7 +18,6 @@ import (
 const (
 	tick          = 50 * time.Millisecond
 	electionTicks = 10
-	keepEntries   = 24
 	ackTimeout    = 2 * time.Second
 	sessionSilent = 3 * time.Second
 )
@@ -131,7 +130,7 @@ func (n *node) open() error {
 		Workers: 1 + int(n.id)%2, Log: logs, Engine: n.w.cfg.Plant.stateEngine(n), Transport: n.net,
 		Oracle:      oracle.Options{MaxClockOffsetMS: 500},
 		Dispatch:    dispatch.Options{AckTimeout: ackTimeout, SessionTimeout: sessionSilent},
-		KeepEntries: keepEntries, Logger: n.w.logger(n.id),
+		KeepEntries: n.w.keepEntries, Logger: n.w.logger(n.id),
 		SystemNodes: func() []base.NodeID { return n.w.systemNodes() },
 		Background:  func(f func()) { f() },
 		Fatal:       n.fatal,
@@ -217,7 +216,7 @@ func (n *node) every(d time.Duration, f func()) {
 // flushLater makes the state store durable now and then, as its size and age would.
 func (n *node) flushLater() {
 	life := n.life
-	n.w.after(n.w.between(100*time.Millisecond, 4*time.Second), func() {
+	n.w.after(n.w.between(n.w.flushEvery/10, 2*n.w.flushEvery), func() {
 		if n.life != life || !n.up {
 			return
 		}

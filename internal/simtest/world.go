@@ -42,6 +42,9 @@ type World struct {
 	watch  watcher
 	load   load
 	broken []string // violations
+
+	keepEntries uint64        // see store.Options
+	flushEvery  time.Duration // about, of the state stores
 }
 
 // Counts says what a run went through, so that a test can tell that it was no idle one.
@@ -88,6 +91,8 @@ func newWorld(cfg Config) *World {
 	w.rec = lincheck.NewRecorder(func() time.Duration { return time.Duration(w.now.Mono()) })
 	w.watch.init(w)
 	w.buildNetwork()
+	w.keepEntries = 4 << w.rng.IntN(5)
+	w.flushEvery = w.between(100*time.Millisecond, 8*time.Second)
 	n := 3 + 2*w.rng.IntN(2)
 	for i := range n {
 		w.nodes = append(w.nodes, newNode(w, base.NodeID(i+1)))
