@@ -70,9 +70,8 @@ func (w world) apply(ops []op) {
 
 // event is a commit or an ingest that may not be durable yet.
 type event struct {
-	ops          []op
-	ingest       bool
-	lower, upper string // of an ingest: the span of each file is inside
+	ops    []op
+	ingest bool
 }
 
 // model is the oracle: the visible world, and what a crash may leave, which is durable
@@ -222,7 +221,6 @@ func (m *machine) ingest(t *rapid.T) {
 		func(i int) int { return i }).Draw(t, "cuts")
 	slices.Sort(cuts)
 	var names []string
-	var spans [][2]string
 	e := event{ingest: true}
 	for i := 0; i+1 < len(cuts); i += 2 {
 		lower, upper := testKeys[cuts[i]], testKeys[cuts[i+1]]
@@ -243,7 +241,6 @@ func (m *machine) ingest(t *rapid.T) {
 		name := fmt.Sprintf("f%d", i)
 		must(t, m.s.Stage(name, f))
 		names = append(names, name)
-		spans = append(spans, [2]string{string(lower), string(upper)})
 	}
 	if rapid.IntRange(0, 5).Draw(t, "unstage") == 0 {
 		m.s.Unstage(names...)

@@ -151,7 +151,6 @@ func clientServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(32 << 20), // a publish batch of 16 MiB, with room
 		grpc.MaxConcurrentStreams(4096),
 		grpc.ConnectionTimeout(5 * time.Second),
-		grpc.SharedWriteBuffer(true),
 	}
 }
 
