@@ -99,6 +99,9 @@ func fromStatus(err error) *Error {
 	}
 	e := withDetail(st.Code(), st.Message(), nil)
 	e.cause = err
+	if e.Reason == ReasonTooLarge { // gRPC's own limit, of which the server knows nothing
+		e.Remedy = "send less in one request"
+	}
 	return e
 }
 

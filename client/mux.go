@@ -277,10 +277,10 @@ func (m *mux) fail(e *Error) {
 	for id, f := range m.flying {
 		delete(m.flying, id)
 		c := *e
-		c.notSent = f.frame > m.sent || e.Reason == reasonStopped
+		c.notSent = f.frame > m.sent || e.Reason == reasonStopped || e.Reason == ReasonUninitialized
 		c.lost = !c.notSent
 		switch c.Reason {
-		case ReasonClosed, ReasonUnimplemented:
+		case ReasonClosed, ReasonUnimplemented, ReasonUninitialized: // nothing was done
 		default: // what ended the stream says nothing about this one call
 			c.Reason = ReasonUnavailable
 		}
