@@ -46,6 +46,8 @@ func (r *Replica) apply(now clock.Mono, entries []base.Entry) {
 		r.doubt(answers)
 		return
 	}
+	// First what others may see, then the answers: who was answered reads no less.
+	r.publish()
 	for _, a := range answers {
 		r.answer(a)
 	}

@@ -17,7 +17,7 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 	}
 	reply := wire.ReadReply{At: at, Horizon: v.Horizon, Results: make([]mvcc.RangeResult, len(reads))}
 	if at == 0 {
-		reply.At = v.LastStamp
+		reply.At = v.LastStamp // what is applied later has a higher stamp and stays out
 	}
 	for i := range reads {
 		if !v.Descriptor.Span.Contains(reads[i].Span) {
@@ -29,6 +29,9 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 		}
 		if o.At != 0 && o.At < v.Horizon {
 			return reply, Compacted(o.At, v.Horizon)
+		}
+		if o.At == 0 {
+			o.At = reply.At
 		}
 		res, err := mvcc.Range(s.opts.Engine, reads[i].Span, o)
 		if err != nil {

@@ -31,8 +31,9 @@ const (
 //
 // Cluster says how the cluster is, and forms it.
 type ClusterClient interface {
-	// Init forms a new cluster whose first node is the one that is asked. A node that
-	// belongs to a cluster already refuses with "already_exists".
+	// Init forms a cluster out of the nodes that name each other in --join. Any of them may
+	// be asked, several at once, and again after a failure; one that belongs to a cluster
+	// already answers with it.
 	Init(ctx context.Context, in *InitRequest, opts ...grpc.CallOption) (*InitResponse, error)
 	// Status returns the state of the cluster, as far as the node that is asked can see
 	// it, and of that node. It answers even when nothing else does.
@@ -97,8 +98,9 @@ func (c *clusterClient) Ranges(ctx context.Context, in *RangesRequest, opts ...g
 //
 // Cluster says how the cluster is, and forms it.
 type ClusterServer interface {
-	// Init forms a new cluster whose first node is the one that is asked. A node that
-	// belongs to a cluster already refuses with "already_exists".
+	// Init forms a cluster out of the nodes that name each other in --join. Any of them may
+	// be asked, several at once, and again after a failure; one that belongs to a cluster
+	// already answers with it.
 	Init(context.Context, *InitRequest) (*InitResponse, error)
 	// Status returns the state of the cluster, as far as the node that is asked can see
 	// it, and of that node. It answers even when nothing else does.

@@ -950,9 +950,9 @@ func (x *DeleteResponse) GetPrevKvs() []*KeyValue {
 	return nil
 }
 
-// Compare holds when every key of its span relates to the operand. A single key that
-// does not exist compares as version, revisions and lease 0, and fails a value compare;
-// a wider span without keys fails too.
+// Compare holds when every key of its span relates to the operand. A key that does not
+// exist compares as version, revisions and lease 0, and fails a value compare; a wider
+// span without keys compares as one such key, as in etcd.
 type Compare struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key, or the first key of the span.
