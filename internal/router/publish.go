@@ -53,7 +53,7 @@ type publishPart struct {
 // each event's own is in its result.
 func (r *Router) Publish(ctx context.Context, name string, events []timeline.NewEvent) ([]Published, error) {
 	t, err := r.Topic(ctx, name)
-	if err != nil {
+	if err != nil || len(events) == 0 {
 		return nil, err
 	}
 	results := make([]Published, len(events))
@@ -108,6 +108,9 @@ func (c *publishChain) add(span base.Span, id base.PartitionID, index int, e *ti
 	}
 	p := c.parts[len(c.parts)-1]
 	p.bytes += len(e.Payload) + len(e.MessageID) + len(e.OrderingKey) + 64
+	for i := range e.Headers {
+		p.bytes += len(e.Headers[i].Name) + len(e.Headers[i].Value)
+	}
 	for i := range p.body.Batches {
 		if p.body.Batches[i].Partition == id {
 			p.body.Batches[i].Events = append(p.body.Batches[i].Events, *e)

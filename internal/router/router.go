@@ -56,14 +56,19 @@ func New(o Options) *Router {
 
 var firstOnly = mvcc.RangeOptions{Limit: 1}
 
-// bound gives ctx the router's timeout, or a deadline a little before its own if that is
-// nearer: a caller who waits until then still hears what stood in the way.
+// bound gives ctx the router's timeout, or a nearer deadline.
 func (r *Router) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return within(ctx, r.opts.Timeout)
+}
+
+// within gives ctx a timeout, or a deadline a little before its own if that is nearer: a
+// caller who waits until then still hears what stood in the way.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	if at, ok := ctx.Deadline(); ok {
 		d := time.Until(at)
-		return context.WithTimeout(ctx, min(d-min(d/10, 100*time.Millisecond), r.opts.Timeout))
+		timeout = min(timeout, d-min(d/10, 100*time.Millisecond))
 	}
-	return context.WithTimeout(ctx, r.opts.Timeout)
+	return context.WithTimeout(ctx, timeout)
 }
 
 // left returns how much of ctx's time is left, with room for the answer's way back.

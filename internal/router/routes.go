@@ -137,7 +137,9 @@ func (r *Router) orderer(rt *route, attempt int) base.NodeID {
 	if len(rt.desc.Replicas) == 0 {
 		return r.store.Node()
 	}
-	return rt.desc.Replicas[attempt%len(rt.desc.Replicas)].Node
+	// Hints take every third attempt; the others go round all replicas all the same.
+	round := attempt - (attempt+1)/3
+	return rt.desc.Replicas[round%len(rt.desc.Replicas)].Node
 }
 
 // learn corrects the cache from an error.

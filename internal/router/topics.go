@@ -131,9 +131,14 @@ const adminTimeout = 15 * time.Second
 
 // Admin asks placement. A change is not tried again once it may have been made.
 func (r *Router) Admin(ctx context.Context, req *placement.Request) (*placement.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	ctx, cancel := within(ctx, adminTimeout)
 	defer cancel()
+	// To do these twice changes nothing more.
+	harmless := req.Reports || req.Register != nil || req.CreateGroup != nil || req.GroupReady != nil
 	body, err := r.callSystem(ctx, wire.MethodAdmin, placement.Encode(req))
+	for attempt := 0; harmless && fault.KindOf(err) == fault.UnknownOutcome && pause(ctx, attempt); attempt++ {
+		body, err = r.callSystem(ctx, wire.MethodAdmin, placement.Encode(req))
+	}
 	if err != nil {
 		return nil, err
 	}
