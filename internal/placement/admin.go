@@ -137,6 +137,10 @@ func (p *Placement) createTopic(ctx context.Context, req *CreateTopic) (*Reply, 
 		return nil, fault.New(fault.Invalid, "a topic has 1 to %d partitions, not %d", MaxPartitions, req.Partitions).
 			WithRemedy("ask for a number in between; a topic's partitions share its ranges anyway")
 	}
+	if req.Replicas < 0 || req.RetentionMS < 0 {
+		return nil, fault.New(fault.Invalid, "a topic can't have %d replicas or a retention of %d ms", req.Replicas, req.RetentionMS).
+			WithRemedy("use 0 for the default")
+	}
 	kv, err := p.system.get(ctx, TopicKey(req.Name))
 	if err != nil {
 		return nil, err
