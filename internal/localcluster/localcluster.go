@@ -69,14 +69,32 @@ func New(o Options) (*Cluster, error) {
 	}
 	c.Moved = moved
 	for i := range o.Nodes {
-		addr := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", ports[3*i+n]) }
-		dir := filepath.Join(o.Dir, fmt.Sprintf("node%d", i+1))
-		c.Nodes = append(c.Nodes, &Node{
-			Index: i + 1, Address: addr(0), Peer: addr(1), HTTP: addr(2),
-			Dir: dir, LogPath: dir + ".log", cluster: c,
-		})
+		c.layOut(ports[3*i:])
 	}
 	return c, nil
+}
+
+// layOut adds a node that listens on the first three ports.
+func (c *Cluster) layOut(ports []int) *Node {
+	addr := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", ports[n]) }
+	index := len(c.Nodes) + 1
+	dir := filepath.Join(c.opts.Dir, fmt.Sprintf("node%d", index))
+	n := &Node{
+		Index: index, Address: addr(0), Peer: addr(1), HTTP: addr(2),
+		Dir: dir, LogPath: dir + ".log", cluster: c,
+	}
+	c.Nodes = append(c.Nodes, n)
+	return n
+}
+
+// Add lays out one more node, which names the others in --join. Not safe beside other
+// calls.
+func (c *Cluster) Add() (*Node, error) {
+	ports, _, err := choosePorts(0, 1)
+	if err != nil {
+		return nil, err
+	}
+	return c.layOut(ports), nil
 }
 
 // choosePorts returns three ports a node: the wanted ones if all are free.
