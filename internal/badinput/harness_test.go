@@ -27,6 +27,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	path := filepath.Join(dir, "almanac")
 	out, err := exec.Command("go", "build", "-o", path, "../../cmd/almanac").CombinedOutput()
 	if err != nil {
@@ -37,11 +38,13 @@ var binary = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := binary(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	if built != "" {
+		os.RemoveAll(built)
 	}
 	os.Exit(code)
 }
+
+var built string // where the binary is; empty if no test needed it
 
 // shell runs command lines with -o json.
 type shell struct{ endpoints string }
