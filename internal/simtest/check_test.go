@@ -80,6 +80,9 @@ func (w *World) keyNodes() []*node {
 // checkAcked: every acknowledged write is in every replica's history (invariant 1).
 func (w *World) checkAcked() {
 	for _, a := range w.load.acked {
+		if a.stamp < w.load.asked {
+			continue
+		}
 		reads := []wire.Read{{Span: base.PointSpan(logical(a.key))}}
 		for _, n := range w.keyNodes() {
 			reply, err := n.store.ReadLocal(base.DefaultRange, reads, a.stamp)
@@ -104,6 +107,9 @@ func (w *World) checkAcked() {
 func (w *World) checkSnapshots() {
 	reads := []wire.Read{{Span: keys.KeyspaceSpan(base.DefaultKeyspace)}}
 	for _, s := range w.load.shots {
+		if s.at < w.load.asked {
+			continue
+		}
 		for _, n := range w.keyNodes() {
 			reply, err := n.store.ReadLocal(base.DefaultRange, reads, s.at)
 			if err != nil {

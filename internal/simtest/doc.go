@@ -16,9 +16,10 @@
 //
 // # What happens in a run
 //
-// Three or five nodes hold the system range, the default keyspace's range and two ranges
+// One, three or five nodes hold the system range, the default keyspace's range and two ranges
 // of a topic. Clients put, get, compare-and-swap and delete a few keys through any node,
-// read snapshots at timestamps and ask for them again elsewhere; publishers publish events
+// read snapshots at timestamps and ask for them again elsewhere, and raise the history
+// horizon; publishers publish events
 // that fall due now or later; members of two groups ack most of what they get. Meanwhile
 // nodes crash, at once or in the middle of a turn, lose what was not synced, and restart;
 // all lose power together; disks fail; nodes pause; the network is cut, in one direction
@@ -35,6 +36,7 @@
 //   - 5: a group's cursor, as a function of the applied index, never falls.
 //   - 7: replicas apply the same entries at the same indexes, no two lead in one term, and
 //     in the end their states are equal to the byte.
+//   - K8: below an acknowledged horizon nothing is read.
 //   - 11: snapshots at a timestamp read the same at any replica later.
 //   - The cluster recovers once faults end, and no replica calls itself broken.
 //

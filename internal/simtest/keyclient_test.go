@@ -228,6 +228,9 @@ func (w *World) read(l leaders, req wire.ReadRequest, limit time.Duration, done 
 		switch {
 		case err == nil:
 			done(reply, nil)
+		case fault.KindOf(err) == fault.Compacted && req.At != 0 && req.At < w.load.asked:
+			w.count.Compacted++
+			done(nil, err)
 		case !nothingDone(err) && fault.KindOf(err) != fault.UnknownOutcome:
 			w.violated("a read was answered: %v", err)
 		case w.mono() > deadline:

@@ -61,6 +61,8 @@ type load struct {
 	acked    []ackedWrite
 	shots    []*snapshot
 	latest   base.Timestamp // the latest that clients know of
+	asked    base.Timestamp // the highest horizon that was asked for
+	horizon  base.Timestamp // the highest that was acknowledged
 }
 
 // client is something that settled waits for.
@@ -80,6 +82,11 @@ func (l *load) start(w *World) {
 	c := &snapshotClient{w: w, leader: make(leaders)}
 	l.clients = append(l.clients, c)
 	w.after(time.Second, c.next)
+	if w.chance(0.5) { // what is compacted can't be checked in the end
+		k := &compactClient{w: w, leader: make(leaders)}
+		l.clients = append(l.clients, k)
+		w.after(5*time.Second, k.next)
+	}
 	for r := range 2 {
 		g := &groupMaker{w: w, r: rangeOf(base.Partition(r * partsPerRange)), leader: make(leaders)}
 		l.clients = append(l.clients, g)

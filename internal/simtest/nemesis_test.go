@@ -179,7 +179,7 @@ func (m *nemesis) badLinks() {
 // stepWall steps one node's wall clock. Only one is off at a time, and for one more round
 // of samples after that: then a majority of the voters is always honest (T2).
 func (m *nemesis) stepWall(n *node) {
-	if m.stepped {
+	if m.stepped || len(m.w.nodes) < 3 {
 		return
 	}
 	m.stepped = true

@@ -121,7 +121,7 @@ func (p *port) Send(to base.NodeID, class transport.Class, msgs ...wire.Message)
 func layout(n int) []base.RangeDescriptor {
 	at := func(d base.RangeDescriptor, first int) base.RangeDescriptor {
 		d.SpanEpoch, d.ConfigEpoch, d.Protocol = 1, 1, base.ProtocolRaft
-		for i := range 3 {
+		for i := range min(3, n) {
 			node := base.NodeID((first+i)%n + 1)
 			d.Replicas = append(d.Replicas, base.ReplicaDescriptor{Node: node, Replica: base.ReplicaID(i + 1), Role: base.RoleVoter})
 		}

@@ -101,6 +101,8 @@ func enough(t *testing.T, sum *Counts) {
 		"follower reads":     {sum.FollowerReads, 500},
 		"snapshots":          {sum.Snapshots, 30},
 		"snapshots again":    {sum.SnapshotsAgain, 50},
+		"compactions":        {sum.Compactions, 5},
+		"reads compacted":    {sum.Compacted, 5},
 		"unknown outcomes":   {sum.Unknown, 50},
 		"events published":   {sum.Published, 600},
 		"events delivered":   {sum.Delivered, 1200},

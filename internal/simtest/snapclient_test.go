@@ -41,11 +41,13 @@ func (c *snapshotClient) next() {
 		again = w.load.shots[w.rng.IntN(n)]
 		req.At = again.at
 	}
-	begun := w.load.latest
+	begun, horizon := w.load.latest, w.load.horizon
 	w.read(c.leader, req, 2*time.Second, func(reply *wire.ReadReply, err error) {
 		if err == nil {
 			if again == nil {
 				w.stamped(begun, reply.At)
+			} else if again.at < horizon {
+				w.violated("K8: read at %v, below the acknowledged horizon %v", again.at, horizon)
 			}
 			c.got(reply, again)
 		}

@@ -52,7 +52,7 @@ type Counts struct {
 	Crashes, PowerCuts, PointCrashes, DiskErrors, Pauses, Partitions, OneWayCuts int
 	BadLinks, WallSteps, Transfers, Restarts                                     int
 	Writes, Reads, Snapshots, Unknown, Refused                                   int // of keys, by clients
-	FollowerReads, SnapshotsAgain                                                int
+	FollowerReads, SnapshotsAgain, Compactions, Compacted                        int
 	Published, Delivered, Repeated, Acked                                        int // of events
 	Leaders, Installs, Applied, Turns, Messages, Truncations                     int
 }
@@ -93,7 +93,7 @@ func newWorld(cfg Config) *World {
 	w.buildNetwork()
 	w.keepEntries = 4 << w.rng.IntN(5)
 	w.flushEvery = w.between(100*time.Millisecond, 8*time.Second)
-	n := 3 + 2*w.rng.IntN(2)
+	n := [...]int{1, 3, 3, 3, 5, 5}[w.rng.IntN(6)]
 	for i := range n {
 		w.nodes = append(w.nodes, newNode(w, base.NodeID(i+1)))
 	}
