@@ -1,0 +1,128 @@
+package badinput
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/localcluster"
+	"github.com/almanacdb/almanac/internal/transport"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// awaitLog waits until a node has logged something.
+func awaitLog(t *testing.T, n *localcluster.Node, says string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !strings.Contains(n.LogTail(1<<20), says) {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the log of node %d does not say %q: %s", n.Index, says, n.LogTail(4096))
+		case <-tick.C:
+		}
+	}
+}
+
+// A node with data that is told to join another cluster stays in its own, and says so.
+func TestMemberToldToJoinAnotherCluster(t *testing.T) {
+	other, _ := single(t)
+	c := processes(t, 1)
+	n := c.Nodes[0]
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := shell{n.Address}
+	s.ok(t, "kv", "put", "witness", "unharmed")
+	_ = n.Stop(t.Context())
+
+	path, _ := binary()
+	moved, err := localcluster.New(localcluster.Options{
+		Binary: path, Dir: t.TempDir(), Nodes: 1, Memory: "128MiB", Args: []string{"--join", other.Peer},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved.Nodes[0].Dir = n.Dir
+	if err := moved.Nodes[0].Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer moved.KillAll()
+	awaitLog(t, moved.Nodes[0], "belongs to another cluster")
+	awaitLog(t, moved.Nodes[0], "remedy")
+	unharmed(t, moved.Nodes[0], shell{moved.Endpoints()})
+}
+
+type ignored struct{}
+
+func (ignored) Receive(base.NodeID, []wire.Message) {}
+
+// A stream from a node of another cluster is refused, and both sides can say why.
+func TestPeerStreamOfAnotherCluster(t *testing.T) {
+	n, s := single(t)
+	g, err := transport.NewGRPC(transport.Options{
+		Self: 2, Cluster: base.ClusterID{1}, Handler: ignored{},
+		Resolve: func(base.NodeID) (string, bool) { return n.Peer, true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	g.Send(1, transport.ClassCalls, wire.Message{Call: &wire.Call{ID: 1, Method: wire.MethodClockSample}})
+	awaitLog(t, n, "belongs to cluster "+base.ClusterID{1}.String())
+	unharmed(t, n, s)
+}
+
+// Without a majority a range answers nothing, in time, and by its name.
+func TestLostMajority(t *testing.T) {
+	c := processes(t, 3)
+	if err := c.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	s := shell{c.Endpoints()}
+	awaitLog(t, c.Nodes[0], "almanac init")
+	awaitLog(t, c.Nodes[1], "almanac init")
+	awaitLog(t, c.Nodes[2], "almanac init")
+	s.ok(t, "init")
+	s.ok(t, "kv", "put", "witness", "unharmed")
+	s.ok(t, "topic", "create", "t")
+	c.Nodes[0].Kill()
+	c.Nodes[1].Kill()
+	t.Run("meanwhile", func(t *testing.T) { withoutMajority(t, c.Nodes[2].Address) })
+	if err := c.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.ok(t, "kv", "get", "witness"); !strings.Contains(out, "unharmed") {
+		t.Errorf("after the nodes came back: %q", out)
+	}
+}
+
+func withoutMajority(t *testing.T, address string) {
+	left := shell{address}
+	for _, args := range []string{"kv|get|witness", "kv|put|k|v", "topic|create|u", "event|publish|t|x", "topic|list"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now()
+			o := left.run(t, "", append(strings.Split(args, "|"), "--request-timeout", "4s")...)
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			if o.code == 0 || o.Remedy == "" || !strings.Contains(o.Error, "range ") {
+				t.Errorf("exit %d: %s", o.code, o.stderr)
+			}
+		})
+	}
+	t.Run("etcd", func(t *testing.T) {
+		t.Parallel()
+		e := etcdClient(t, address)
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		if _, err := e.Get(ctx, "witness"); err == nil {
+			t.Error("a read without a majority was answered")
+		}
+	})
+}
