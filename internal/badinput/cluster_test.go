@@ -2,11 +2,15 @@ package badinput
 
 import (
 	"context"
+	"encoding/hex"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/localcluster"
 	"github.com/almanacdb/almanac/internal/transport"
 	"github.com/almanacdb/almanac/internal/wire"
@@ -74,6 +78,61 @@ func TestPeerStreamOfAnotherCluster(t *testing.T) {
 	defer g.Close()
 	g.Send(1, transport.ClassCalls, wire.Message{Call: &wire.Call{ID: 1, Method: wire.MethodClockSample}})
 	awaitLog(t, n, "belongs to cluster "+base.ClusterID{1}.String())
+	unharmed(t, n, s)
+}
+
+// A peer with the right cluster and wrong messages is refused message by message.
+func TestNonsenseFromAPeer(t *testing.T) {
+	n, s := single(t)
+	c := connect(t, client.Options{}, n.Address)
+	st, err := c.Cluster.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := hex.DecodeString(st.ClusterId)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := transport.NewGRPC(transport.Options{
+		Self: 2, Cluster: base.ClusterID(id), Handler: ignored{},
+		Resolve: func(base.NodeID) (string, bool) { return n.Peer, true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	r := rand.New(rand.NewPCG(5, 6))
+	small := func() uint64 {
+		if r.IntN(8) == 0 {
+			return r.Uint64()
+		}
+		return uint64(r.IntN(14))
+	}
+	for i := range 3000 {
+		method := wire.Method(r.IntN(40))
+		if method == wire.MethodReplicaRemove {
+			continue // which does what it says
+		}
+		g.Send(1, transport.ClassCalls, wire.Message{Call: &wire.Call{
+			ID: uint64(i), Method: method, Range: base.RangeID(small()), TimeoutMS: uint32(r.IntN(100)), Body: garbage(r),
+		}})
+		m := &effect.Message{
+			Range: base.RangeID(r.IntN(3)), From: base.ReplicaID(small()), To: 1, Type: effect.MessageType(r.IntN(20)),
+			Term: small(), LogTerm: small(), Index: small(), Commit: small(), Vote: base.ReplicaID(small()), Reject: r.IntN(2) == 0,
+			Hint: small(), ConfigEpoch: small(), Round: int64(small() >> 1),
+		}
+		if r.IntN(3) == 0 {
+			m.Entries = []base.Entry{{Index: m.Index + 1, Term: m.Term, Type: base.EntryType(r.IntN(6)), Data: garbage(r)}}
+		}
+		if r.IntN(5) == 0 {
+			m.Snapshot = &effect.SnapshotMeta{Mark: base.LogMark{Index: small(), Term: small()},
+				Config: effect.Configuration{Voters: []base.ReplicaID{1, base.ReplicaID(small())}}}
+		}
+		g.Send(1, transport.ClassReplication, wire.Message{Replication: m})
+	}
+	if !n.Running() {
+		t.Fatalf("the node is gone: %s", n.LogTail(4096))
+	}
 	unharmed(t, n, s)
 }
 

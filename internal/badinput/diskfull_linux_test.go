@@ -30,6 +30,20 @@ func smallDisk(t *testing.T, mib int) (dir string, grow func(mib int)) {
 	}
 }
 
+func TestDirectoryThatCannotBeWritten(t *testing.T) {
+	disk, _ := smallDisk(t, 1)
+	if err := os.Mkdir(disk+"/data", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Skipf("cannot make a file system read-only: %v", err)
+	}
+	for _, dir := range []string{disk + "/data", disk + "/new", "/proc/new/data"} {
+		shell{}.refused(t, exitError, "internal", "this user may", "", "start", "--data-dir", dir,
+			"--listen", "127.0.0.1:0", "--peer", "127.0.0.1:0", "--http", "127.0.0.1:0", "--memory", "128MiB")
+	}
+}
+
 // On a full disk writes are refused or the node stops with the reason; with space again it
 // comes back with all that was acknowledged.
 func TestDiskFull(t *testing.T) {

@@ -66,11 +66,11 @@ func (d *Dir) State() string { return filepath.Join(d.path, "state") }
 func (d *Dir) Close() error { return d.lock.Close() }
 
 func ioFault(err error, format string, args ...any) error {
-	k := fault.Internal
+	f := fault.Wrap(fault.Internal, err, format, args...).WithRemedy("check the disk, and that this user may read and write there")
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		k = fault.DiskFull
+		f.Kind, f.Remedy = fault.DiskFull, "free space or add a disk"
 	}
-	return fault.Wrap(k, err, format, args...)
+	return f
 }
 
 // makeDir creates the directory with the parents it lacks, each durable in its parent.
