@@ -38,7 +38,8 @@
 //     in the end their states are equal to the byte.
 //   - K8: below an acknowledged horizon nothing is read.
 //   - 11: snapshots at a timestamp read the same at any replica later.
-//   - The cluster recovers once faults end, and no replica calls itself broken.
+//   - The cluster recovers once faults end, no replica calls itself broken, and none
+//     keeps the others busy without end.
 //
 // # Planted bugs
 //

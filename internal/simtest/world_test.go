@@ -43,6 +43,9 @@ type World struct {
 	load   load
 	broken []string // violations
 
+	second clock.Mono // of true time, and what happened in it so far
+	steps  int
+
 	keepEntries uint64        // see store.Options
 	flushEvery  time.Duration // about, of the state stores
 }
@@ -209,6 +212,7 @@ func (w *World) step(end clock.Mono) bool {
 	if at > end {
 		return false
 	}
+	w.busy(at)
 	switch what {
 	case 1:
 		t := heap.Pop(&w.timers).(timer)
@@ -222,6 +226,18 @@ func (w *World) step(end clock.Mono) bool {
 		w.repl.Step()
 	}
 	return true
+}
+
+// busy tells a cluster that works without end from one that is loaded: a second of true
+// time may take so many steps, and no more.
+func (w *World) busy(at clock.Mono) {
+	const most = 60_000
+	if second := at / clock.Mono(time.Second); second != w.second {
+		w.second, w.steps = second, 0
+	}
+	if w.steps++; w.steps == most {
+		w.violated("storm: %d steps within a second", most)
+	}
 }
 
 // between returns a duration in [lo, hi).
