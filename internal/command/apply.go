@@ -128,6 +128,9 @@ func (st *State) setHorizon(h *SetHorizon) error {
 		return fault.New(fault.FutureRevision, "horizon %d is above the range's clock, %d",
 			uint64(h.Horizon), uint64(st.Clock))
 	}
-	st.Horizon = max(st.Horizon, h.Horizon)
+	if h.Horizon <= st.Horizon {
+		return fault.New(fault.Compacted, "the history below %d is gone already, and %d is not above", uint64(st.Horizon), uint64(h.Horizon))
+	}
+	st.Horizon = h.Horizon
 	return nil
 }
