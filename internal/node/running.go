@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -85,7 +86,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.goDo(ctx, r.placement.Run)
 	n.goDo(ctx, r.heartbeats)
 	n.serveOn(r.client, n.ports.client)
-	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster, "address", n.opts.Advertise)
+	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster.String(), "address", n.opts.Advertise)
 	return nil
 }
 
@@ -178,18 +179,38 @@ func (r *running) makeServers(id *identity) {
 
 // heartbeats reports to placement until ctx ends, and does what it answers.
 func (r *running) heartbeats(ctx context.Context) {
-	t := time.NewTicker(300 * time.Millisecond)
+	t := time.NewTicker(heartbeatEvery / 6)
 	defer t.Stop()
 	for {
+		told, at := r.led(), time.Now()
 		if err := r.heartbeat(ctx); err != nil && ctx.Err() == nil {
 			r.node.opts.Logger.Debug("no heartbeat was answered", "err", err)
 		}
-		select {
-		case <-ctx.Done():
+		// Who leads is worth telling at once.
+		for time.Since(at) < heartbeatEvery && slices.Equal(told, r.led()) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+		}
+		if ctx.Err() != nil {
 			return
-		case <-t.C:
 		}
 	}
+}
+
+const heartbeatEvery = 300 * time.Millisecond
+
+// led lists the ranges that this node leads.
+func (r *running) led() []base.RangeID {
+	var list []base.RangeID
+	for _, v := range r.store.Replicas() {
+		if v.Serving {
+			list = append(list, v.Descriptor.Range)
+		}
+	}
+	return list
 }
 
 func (r *running) heartbeat(ctx context.Context) error {

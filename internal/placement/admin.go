@@ -3,6 +3,7 @@ package placement
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"fmt"
 	"strings"
 	"time"
@@ -214,8 +215,10 @@ func (p *Placement) counters(ctx context.Context) (Counters, base.Timestamp, err
 	return c, kv.ModRevision, err
 }
 
-// choose returns the living nodes and how many replicas each range gets. Right after a
-// change of leader it waits until the nodes have reported in.
+// choose returns the nodes to place on and how many replicas each range gets: the living
+// ones, and where the default target needs more, dead ones behind them, which get their
+// replicas when they come back (R6). Right after a change of leader it waits until the
+// nodes have reported in.
 func (p *Placement) choose(ctx context.Context, want int) ([]base.NodeID, int, error) {
 	cat, err := p.read(ctx)
 	if err != nil {
@@ -239,13 +242,28 @@ func (p *Placement) choose(ctx context.Context, want int) ([]base.NodeID, int, e
 	}
 	n := want
 	if n == 0 {
-		n = min(DefaultReplicas(len(cat.nodes)), max(1, len(alive)))
+		return p.chooseDefault(cat, alive)
 	}
 	if n > len(alive) {
 		return nil, 0, fault.New(fault.Invalid, "%d replicas were asked for, and %d nodes are alive", n, len(alive)).
 			WithRemedy("ask for at most %d, or bring nodes back", len(alive))
 	}
 	return alive, n, nil
+}
+
+func (p *Placement) chooseDefault(cat *catalogue, alive []base.NodeID) ([]base.NodeID, int, error) {
+	n := DefaultReplicas(len(cat.nodes))
+	if len(alive) <= n/2 {
+		return nil, 0, fault.New(fault.Unavailable, "only %d of %d nodes are alive, not enough for a majority of %d replicas",
+			len(alive), len(cat.nodes), n).WithRemedy("bring nodes back")
+	}
+	nodes := slices.Clone(alive)
+	for _, d := range cat.nodes {
+		if len(nodes) < n && !slices.Contains(alive, d.Node) {
+			nodes = append(nodes, d.Node)
+		}
+	}
+	return nodes, n, nil
 }
 
 // createRanges has the replicas created: the one that is to lead last, so that it is
@@ -385,6 +403,10 @@ func (p *Placement) groupReady(ctx context.Context, g *Group) (*Reply, error) {
 // register gives a new node its id; a node known by its peer address keeps the one it
 // has, so that asking twice does no harm.
 func (p *Placement) register(ctx context.Context, n base.NodeDescriptor) (*Reply, error) {
+	if n.Peer == "" || n.Address == "" {
+		return nil, fault.New(fault.Invalid, "a node wants to register without saying how it is reached").
+			WithRemedy("run the same release on all nodes")
+	}
 	cat, err := p.read(ctx)
 	if err != nil {
 		return nil, err

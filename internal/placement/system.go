@@ -52,6 +52,9 @@ func (s system) txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, error)
 	res, err := await(ctx, func(done func(command.Result, error)) {
 		s.store.Propose(base.SystemRange, env, s.deadline(ctx), done)
 	})
+	if fault.KindOf(err) == fault.Deadline && ctx.Err() != nil {
+		return nil, fault.Wrap(fault.UnknownOutcome, err, "the change may or may not take effect").OnRange(base.SystemRange)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -39,6 +39,10 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 		}
 		reply.Results[i] = res
 	}
+	if s.Replica(r) == nil {
+		// Destroyed meanwhile: what was read may be half of it.
+		return wire.ReadReply{}, rangeNotFound(r)
+	}
 	return reply, nil
 }
 
