@@ -183,7 +183,7 @@ func TestRegister(t *testing.T) {
 	p, ctx := lead(t)
 	var ids []base.NodeID
 	for _, peer := range []string{"b:1", "c:1", "b:1", "a:1"} {
-		r, err := p.do(ctx, &Request{Register: &base.NodeDescriptor{Peer: peer}})
+		r, err := p.do(ctx, &Request{Register: &base.NodeDescriptor{Peer: peer, Address: peer + "0"}})
 		if err != nil || r.Bootstrap == nil {
 			t.Fatalf("%+v, %v", r, err)
 		}
