@@ -3,7 +3,10 @@ package badinput
 import (
 	"context"
 	"encoding/hex"
+	"io"
 	"math/rand/v2"
+	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,14 +22,19 @@ import (
 // awaitLog waits until a node has logged something.
 func awaitLog(t *testing.T, n *localcluster.Node, says string) {
 	t.Helper()
+	await(t, says, func() bool { return strings.Contains(n.LogTail(1<<20), says) })
+}
+
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for !strings.Contains(n.LogTail(1<<20), says) {
+	for !done() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("the log of node %d does not say %q: %s", n.Index, says, n.LogTail(4096))
+			t.Fatalf("waited in vain: %s", what)
 		case <-tick.C:
 		}
 	}
@@ -130,10 +138,27 @@ func TestNonsenseFromAPeer(t *testing.T) {
 		}
 		g.Send(1, transport.ClassReplication, wire.Message{Replication: m})
 	}
-	if !n.Running() {
-		t.Fatalf("the node is gone: %s", n.LogTail(4096))
-	}
+	await(t, "the node has received it", func() bool { return received(t, n) > 2000 })
 	unharmed(t, n, s)
+}
+
+// received returns how many messages a node's metrics have counted.
+func received(t *testing.T, n *localcluster.Node) (total float64) {
+	t.Helper()
+	resp, err := http.Get("http://" + n.HTTP + "/metrics")
+	if err != nil {
+		t.Fatalf("%v: %s", err, n.LogTail(4096))
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	for line := range strings.Lines(string(body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if strings.HasPrefix(name, "almanac_transport_messages_total") && strings.Contains(name, `direction="received"`) {
+			count, _ := strconv.ParseFloat(value, 64)
+			total += count
+		}
+	}
+	return total
 }
 
 // Without a majority a range answers nothing, in time, and by its name.

@@ -291,6 +291,11 @@ func (f *formation) registerNode(ctx context.Context, n *base.NodeDescriptor) (*
 	if id == nil {
 		return nil, fault.New(fault.Uninitialized, "node %s belongs to no cluster yet", f.node.opts.AdvertisePeer)
 	}
+	for flag, addr := range map[string]string{"advertise": n.Address, "advertise-peer": n.Peer} {
+		if err := checkAddress(flag, addr, true); err != nil {
+			return nil, err
+		}
+	}
 	reply := &registerReply{Bootstrap: id.Bootstrap, Known: id.Known}
 	for _, founder := range id.Bootstrap.Nodes {
 		if founder.Peer == n.Peer {

@@ -213,6 +213,19 @@ func TestLateNodeRegistersAndServes(t *testing.T) {
 	wantValue(t, connect(t, again), "a", "1")
 }
 
+func TestRegisteringNeedsAddresses(t *testing.T) {
+	n := start(t, testOptions(t.TempDir()))
+	put(t, connect(t, n), "a", "1")
+	for _, d := range []base.NodeDescriptor{{}, {Peer: "127.0.0.1:1"}, {Address: "127.0.0.1:1"}} {
+		_, err := callPeer[registerReply](within(t, 10*time.Second), n.opts.AdvertisePeer, "Register", d)
+		wantFault(t, err, fault.Invalid)
+	}
+	list, err := connect(t, n).Cluster.Nodes(within(t, 10*time.Second))
+	if err != nil || len(list) != 1 {
+		t.Errorf("nodes %v %v", list, err)
+	}
+}
+
 func TestWaitingNodeSaysWhatToDo(t *testing.T) {
 	n := start(t, joined(t, 2)[0])
 	command := "almanac init --endpoints " + n.Address()
