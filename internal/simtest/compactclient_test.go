@@ -25,12 +25,12 @@ func (c *compactClient) next() {
 		return
 	}
 	again := func() { w.after(w.between(time.Second, 6*time.Second), c.next) }
-	if len(l.acked) < 20 {
+	if len(l.acked) < 20 || l.acked[len(l.acked)/2].stamp <= l.asked {
 		again()
 		return
 	}
 	at := l.acked[len(l.acked)/2].stamp
-	l.asked = max(l.asked, at)
+	l.asked = at
 	c.busy = true
 	body := &command.SetHorizon{Span: keyRange.Span, Horizon: at}
 	w.propose(c.leader, base.DefaultRange, command.KindSetHorizon, body, 2*time.Second, func(_ *command.Result, err error) {
