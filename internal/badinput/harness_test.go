@@ -124,6 +124,9 @@ func wantNoTrace(t *testing.T, output string) {
 // processes runs nodes as processes; their logs must show no crash in the end.
 func processes(t *testing.T, nodes int, args ...string) *localcluster.Cluster {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs processes")
+	}
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)

@@ -3,8 +3,8 @@ package placement
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
