@@ -204,12 +204,26 @@ func (n *Node) open() (err error) {
 		return err
 	}
 	if n.log, err = logstore.Open(n.logs); err != nil {
-		return err
+		return unreadable(n.dir.Log(), err)
 	}
 	if n.id, err = loadIdentity(n.log); n.id != nil {
 		close(n.adopted)
 	}
-	return err
+	return unreadable(n.dir.Log(), err)
+}
+
+// unreadable says which store an error came from when it was read at start, and what to
+// do; nil stays nil.
+func unreadable(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	f := fault.As(err)
+	remedy := f.Remedy
+	if remedy == "" {
+		remedy = "check the disk; a replica with a damaged store can be rebuilt on an empty data directory"
+	}
+	return fault.Wrap(f.Kind, err, "cannot read the store in %s", dir).WithRemedy("%s", remedy)
 }
 
 // openEngines shares the memory budget out: a quarter to the block cache that both

@@ -125,7 +125,7 @@ func (r *running) openStore(id *identity) (err error) {
 		},
 		Fatal: r.node.fail,
 	})
-	return err
+	return unreadable(r.node.dir.Path(), err)
 }
 
 // found creates the replicas that the cluster was formed with, once.
