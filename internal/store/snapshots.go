@@ -99,8 +99,24 @@ type incoming struct {
 	id    uint64
 	from  base.NodeID
 	mark  base.LogMark
-	files *statestore.Installer
-	state *command.State
+	state *command.State // guarded by the book's mu
+
+	adding sync.Mutex // a sender that gave up on a file may begin again while it is staged
+	files  *statestore.Installer
+}
+
+// add stages a file.
+func (in *incoming) add(f statestore.File) error {
+	in.adding.Lock()
+	defer in.adding.Unlock()
+	return in.files.Add(f)
+}
+
+// abort drops what was staged, after a file that is being staged.
+func (in *incoming) abort() {
+	in.adding.Lock()
+	defer in.adding.Unlock()
+	in.files.Abort()
 }
 
 func (b *incomingBook) begin(s *Store, from base.NodeID, m *wire.SnapshotFile) *incoming {
@@ -108,7 +124,7 @@ func (b *incomingBook) begin(s *Store, from base.NodeID, m *wire.SnapshotFile) *
 	defer b.mu.Unlock()
 	old := b.ranges[m.Range]
 	if old != nil && (old.id != m.ID || old.from != from || m.Seq == 0) {
-		old.files.Abort()
+		old.abort()
 		old = nil
 		delete(b.ranges, m.Range)
 	}
@@ -145,7 +161,7 @@ func (s *Store) handleSnapshotFile(from base.NodeID, c *wire.Call, done Done) {
 		done(nil, fault.New(fault.Invalid, "file %d of a snapshot came without its beginning", m.Seq))
 		return
 	}
-	err := in.files.Add(statestore.File{Seq: m.Seq, Last: m.Last, Data: m.File, Sum: m.Sum})
+	err := in.add(statestore.File{Seq: m.Seq, Last: m.Last, Data: m.File, Sum: m.Sum})
 	if err == nil && m.Last {
 		st, decodeErr := command.DecodeState(m.State)
 		if err = decodeErr; err == nil {
