@@ -118,6 +118,8 @@ type Oracle struct {
 	proposedAt clock.Mono
 	latest     base.Timestamp // highest issued by this node, in any term
 
+	retiring clock.Mono // until then the bound is kept near
+
 	counters Counters
 	events   []Event
 }
@@ -159,7 +161,7 @@ func (o *Oracle) Ready(bound base.Timestamp, now clock.Mono) {
 func (o *Oracle) StepDown() {
 	o.term = 0
 	o.ready, o.waiting, o.serving, o.anchored, o.handed = false, false, false, false, false
-	o.behind, o.events = 0, nil
+	o.behind, o.retiring, o.events = 0, 0, nil
 	o.round = round{}
 }
 
@@ -221,13 +223,30 @@ func (o *Oracle) endWait() {
 	o.emit(Event{Kind: Serving, By: o.now.Sub(o.readyAt)})
 }
 
+// Retire says that leadership is about to be handed over: for one election timeout the
+// bound is kept a tenth of a window ahead, so that the successor hardly waits for it. It
+// returns whether the bound is as near as that; ask again until it is.
+func (o *Oracle) Retire(now clock.Mono) (near bool) {
+	o.observe(now)
+	o.retiring = o.now.Add(o.opt.Election)
+	return !o.serving || o.bound.Millis()-o.time.ms(o.now) <= o.aheadMS()
+}
+
+// aheadMS returns how far ahead of oracle time the bound is persisted.
+func (o *Oracle) aheadMS() int64 {
+	if o.now < o.retiring {
+		return max(o.windowMS/10, 1)
+	}
+	return o.windowMS
+}
+
 // renewBound returns the bound to propose: one window ahead of oracle time, asked for
 // when half of the present one is used, so that issuing need not stall on the log.
 func (o *Oracle) renewBound() base.Timestamp {
 	if o.renewAt() > o.now {
 		return 0
 	}
-	ms := min(o.time.ms(o.now)+o.windowMS, base.MaxTimestamp.Millis())
+	ms := min(o.time.ms(o.now)+o.aheadMS(), base.MaxTimestamp.Millis())
 	if o.proposed > o.bound {
 		o.counters.BoundRetries++
 		o.emit(Event{Kind: BoundRetried, By: o.now.Sub(o.proposedAt)})
@@ -242,7 +261,7 @@ func (o *Oracle) renewAt() clock.Mono {
 		return never
 	}
 	at := o.now
-	if wait := o.bound.Millis() - o.windowMS/2 - o.time.ms(o.now); wait > 0 {
+	if wait := o.bound.Millis() - o.aheadMS()/2 - o.time.ms(o.now); wait > 0 {
 		at = o.now.Add(millis(wait))
 	}
 	if o.proposed > o.bound {

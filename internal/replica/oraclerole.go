@@ -87,7 +87,7 @@ func (o *oracleRole) step(r *Replica, now clock.Mono) {
 	if fx.Transfer != 0 {
 		if rep, ok := r.state.Descriptor.ReplicaOn(fx.Transfer); ok {
 			r.opts.Logger.Warn("this node's clock is off; handing the oracle over", "to", fx.Transfer)
-			r.transfer(rep.Replica)
+			r.transfer(now, Transfer{To: rep.Replica})
 		}
 	}
 	for _, e := range fx.Events {

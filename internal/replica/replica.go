@@ -246,7 +246,7 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 		r.campaigns = campaignTicks
 		r.machine.Campaign()
 	case Transfer:
-		r.transfer(m.To)
+		r.transfer(now, m)
 	default:
 		panic(fmt.Sprintf("invariant violated: range %d got an item of type %T", r.id, item))
 	}
@@ -259,11 +259,19 @@ type Campaign struct{}
 const campaignTicks = 20
 
 // Transfer asks the orderer to hand over to another replica.
-type Transfer struct{ To base.ReplicaID }
+type Transfer struct {
+	To base.ReplicaID
+	// Prepared leaves the oracle where it is until its successor would hardly have to wait,
+	// which takes an election timeout at most: ask again until it has moved.
+	Prepared bool
+}
 
-func (r *Replica) transfer(to base.ReplicaID) {
-	if r.status.Orderer && to != r.state.Replica {
-		r.machine.Transfer(to)
+func (r *Replica) transfer(now clock.Mono, t Transfer) {
+	switch {
+	case !r.status.Orderer || t.To == r.state.Replica:
+	case t.Prepared && r.oracle != nil && r.oracle.leading && !r.oracle.oracle.Retire(now):
+	default:
+		r.machine.Transfer(t.To)
 	}
 }
 

@@ -238,6 +238,10 @@ func (s *Store) DurableApplied(r base.RangeID) (uint64, error) {
 	return mark.Index, nil
 }
 
+// oraclePrepares is the number of attempts, 50 ms apart, that let the oracle prepare its
+// move: a little more than an election timeout.
+const oraclePrepares = 25
+
 // HandOver asks every range that this node orders to be taken over by another replica,
 // a different one with each attempt, and returns how many there are that could be.
 func (s *Store) HandOver(attempt int) int {
@@ -256,8 +260,12 @@ func (s *Store) HandOver(attempt int) int {
 			continue
 		}
 		n++
-		// A transfer takes a moment; another candidate is tried only after a while.
-		if attempt%10 == 0 {
+		// A transfer takes a moment; another candidate is tried only after a while. The
+		// oracle prepares its own first, as long as there is time.
+		switch oracle := v.Descriptor.Range == base.SystemRange; {
+		case oracle && attempt < oraclePrepares:
+			_ = s.Post(v.Descriptor.Range, replica.Transfer{To: others[0], Prepared: true})
+		case attempt%10 == 0:
 			s.TransferOrderer(v.Descriptor.Range, others[attempt/10%len(others)])
 		}
 	}
