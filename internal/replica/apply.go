@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -111,7 +112,9 @@ func (r *Replica) noteEffects(env []byte) {
 
 func (r *Replica) answer(a answer) {
 	if f := a.result.Refusal; f != nil && f.Kind == fault.Restamp && r.serving {
-		// Nothing but the applied index changed, so the write may be tried again (K3).
+		// Nothing but the applied index changed, so the write may be tried again (K3), as
+		// another entry: followers may still be sent the one that was refused.
+		a.p.Envelope = bytes.Clone(a.p.Envelope)
 		r.restamp(a.p)
 		return
 	}

@@ -55,7 +55,8 @@ func (r *Replica) barrier(now clock.Mono, b *Barrier) {
 		b.Done(BarrierReply{}, r.notLeader())
 	case !r.serving:
 		r.holdEarly(b, func(err error) { b.Done(BarrierReply{}, err) })
-	case len(r.reads.unstamped)+len(r.reads.blocked)+len(r.reads.unconfirmed) >= r.opts.MaxQueued:
+	case len(r.reads.unstamped)+len(r.reads.blocked)+len(r.reads.unconfirmed) >= r.opts.MaxQueued,
+		b.Apply && len(r.reads.waits) >= r.opts.MaxQueued:
 		b.Done(BarrierReply{}, r.busy())
 	case b.Newest:
 		b.reply.Mark = base.LogMark{Index: r.status.Commit, Term: r.status.Term}
@@ -130,7 +131,11 @@ func (r *Replica) allow(b *Barrier) {
 }
 
 func (r *Replica) wait(w *Wait) {
-	if !r.answerWait(w) {
+	switch {
+	case r.answerWait(w):
+	case len(r.reads.waits) >= r.opts.MaxQueued:
+		w.Done(r.busy())
+	default:
 		r.reads.waits = append(r.reads.waits, w)
 	}
 }
