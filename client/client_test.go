@@ -189,6 +189,26 @@ func TestFindsALivingNode(t *testing.T) {
 	wantReason(t, err, ReasonUnavailable)
 }
 
+// TestLeavesNodeThatHangs checks that a node that takes calls and never answers costs one
+// call its time, not every call.
+func TestLeavesNodeThatHangs(t *testing.T) {
+	frozen, well := clienttest.Start(), clienttest.Start()
+	defer frozen.Stop()
+	defer well.Stop()
+	thaw := make(chan struct{})
+	defer close(thaw)
+	frozen.Faults.Call = func(*almanacv1.StreamCall) *almanacv1.StreamReply {
+		<-thaw
+		return nil
+	}
+	c := open(t, clienttest.Network{"a:1": frozen, "b:1": well}, "a:1", "b:1")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := c.KV.Put(ctx, []byte("k"), nil)
+	wantReason(t, err, ReasonDeadline)
+	must[uint64](t)(c.KV.Put(t.Context(), []byte("k"), nil))
+}
+
 // TestFollowsLeaderHint checks that a call goes where the error points, although that
 // node is no endpoint.
 func TestFollowsLeaderHint(t *testing.T) {

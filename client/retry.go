@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 )
@@ -71,6 +72,9 @@ func (a *attempts) server() *server {
 func (a *attempts) again(ctx context.Context, k safety, from *server, e *Error) *Error {
 	if k == write {
 		e = admitDoubt(e)
+	}
+	if errors.Is(e.cause, context.DeadlineExceeded) { // no answer: the node may hang, so the next call goes elsewhere
+		a.c.leave(from)
 	}
 	if !k.mayRepeat(e) || a.c.opts.RetryFor < 0 {
 		return e
