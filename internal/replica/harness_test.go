@@ -78,7 +78,7 @@ func (m *fakeMachine) push(t base.EntryType, term uint64, data []byte) base.LogM
 }
 
 func (m *fakeMachine) HasReady() bool {
-	return m.unsaved > 0 || m.handed < m.st.Commit || m.snapshot != nil || len(m.late) > 0
+	return m.unsaved > 0 || m.handed < m.st.Commit || m.snapshot != nil || len(m.late) > 0 || m.asked != 0
 }
 
 func (m *fakeMachine) entry(i uint64) base.Entry { return m.entries[i-m.before.Index-1] }
@@ -111,11 +111,11 @@ func (m *fakeMachine) Advance(rd effect.Ready) {
 	}
 }
 
-func (m *fakeMachine) Campaign()                     { m.campaigns++ }
-func (m *fakeMachine) Transfer(to base.ReplicaID)    { m.transfers = append(m.transfers, to) }
-func (m *fakeMachine) Status() effect.Status         { return m.st }
-func (m *fakeMachine) HasLease(clock.Mono) bool      { return m.st.Orderer && m.lease }
-func (m *fakeMachine) StartRound(now clock.Mono)     { m.asked = now }
+func (m *fakeMachine) Campaign()                  { m.campaigns++ }
+func (m *fakeMachine) Transfer(to base.ReplicaID) { m.transfers = append(m.transfers, to) }
+func (m *fakeMachine) Status() effect.Status      { return m.st }
+func (m *fakeMachine) HasLease(clock.Mono) bool   { return m.st.Orderer && m.lease }
+func (m *fakeMachine) StartRound(now clock.Mono)  { m.asked = now }
 func (m *fakeMachine) ConfirmedSince(t clock.Mono) bool {
 	return m.st.Orderer && m.confirmed != 0 && m.confirmed >= t
 }
@@ -175,8 +175,10 @@ type fakeEnv struct {
 func (e *fakeEnv) Stamps(_ base.RangeID, n int, token uint64) {
 	e.asks = append(e.asks, stampAsk{n, token, e.turn})
 }
-func (e *fakeEnv) OracleAnchor() (int64, clock.Mono, bool)   { return e.anchorMS, e.anchorAt, e.anchorMS != 0 }
-func (e *fakeEnv) Samples(base.RangeID, []base.NodeID)       { e.samples++ }
+func (e *fakeEnv) OracleAnchor() (int64, clock.Mono, bool) {
+	return e.anchorMS, e.anchorAt, e.anchorMS != 0
+}
+func (e *fakeEnv) Samples(base.RangeID, []base.NodeID)        { e.samples++ }
 func (e *fakeEnv) SendSession(_ base.RangeID, o dispatch.Out) { e.outs = append(e.outs, o) }
 func (e *fakeEnv) SendSnapshot(_ *base.RangeDescriptor, m effect.Message) {
 	e.sent = append(e.sent, m)

@@ -382,6 +382,9 @@ func (r *Replica) Finish(now clock.Mono) bool {
 	if r.ready != nil {
 		rd := r.ready
 		r.ready = nil
+		if rd.Snapshot != nil {
+			r.publish() // before anybody is told to read what was installed
+		}
 		r.apply(now, rd.Committed)
 		if r.broken {
 			return false
