@@ -99,8 +99,6 @@ func (r *Replica) noteEffects(env []byte) {
 	switch h.Kind {
 	case command.KindPublish:
 		r.firing.dirty = true
-	case command.KindAdvance:
-		r.firing.flying = false
 	case command.KindAck:
 		if r.events != nil && !r.events.Idle() {
 			if c, err := command.Decode(env); err == nil {

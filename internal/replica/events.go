@@ -21,7 +21,7 @@ type firing struct {
 	dirty      bool       // nextDue must be looked up again
 	wanted     bool       // a timestamp is wanted for an advance
 	asked      bool       // it has been asked for
-	flying     bool       // an advance was appended and is not applied yet
+	flying     bool       // an advance of this term was appended and is not answered yet
 	last       clock.Mono // when the last advance was appended
 	acks       []*timeline.Ack
 	roundSince clock.Mono // hand-out waits for a round begun then or later; 0: for none
@@ -60,8 +60,8 @@ func (r *Replica) firingWake() clock.Mono {
 	}
 	at := clock.Mono(1) // no oracle time is known yet: ask for it at once
 	if ms, received, ok := r.env.OracleAnchor(); ok {
-		// Bounded, so that a far due time does not overflow the clock.
-		ahead := min(f.nextDue-ms, int64(24*time.Hour/time.Millisecond))
+		// Bounded, so that a due time far off, or long past, does not overflow the clock.
+		ahead := min(max(0, f.nextDue-ms), int64(24*time.Hour/time.Millisecond))
 		at = received.Add(time.Duration(ahead) * time.Millisecond)
 	}
 	return max(at, f.last.Add(minAdvanceGap), 1)
@@ -84,8 +84,9 @@ func (r *Replica) advance(now clock.Mono, t base.Timestamp) {
 		panic(fmt.Sprintf("invariant violated: an advance does not encode: %v", err))
 	}
 	f.flying, f.last = true, now
-	r.append(&Proposal{Envelope: env, Done: func(_ command.Result, err error) {
-		if err != nil {
+	term := r.status.Term
+	r.append(&Proposal{Envelope: env, Done: func(command.Result, error) {
+		if r.status.Term == term { // one of an earlier term says nothing of the present one
 			r.firing.flying = false
 		}
 	}}, 0)
