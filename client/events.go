@@ -52,7 +52,7 @@ type Header struct {
 type NewEvent struct {
 	Payload     []byte
 	Headers     []Header
-	MessageID   string // publishing it again does nothing for a while; empty: none
+	MessageID   string // publishing it again while it is pending does nothing; empty: none
 	OrderingKey []byte // events with the same one share a partition; empty: none
 	Due         time.Time
 	Delay       time.Duration

@@ -64,7 +64,7 @@ ID-1 to ID-N if --id is given.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.at, "at", "", "due time: RFC 3339 or milliseconds since 1970")
 	flags.DurationVar(&f.in, "in", 0, "due this long after it is accepted")
-	flags.StringVar(&f.id, "id", "", "message id: publishing it again does nothing for a while")
+	flags.StringVar(&f.id, "id", "", "message id: publishing it again while it is pending does nothing")
 	flags.StringVar(&f.key, "key", "", "ordering key: events with the same one share a partition")
 	flags.IntVar(&f.count, "count", 1, "number of events")
 	return cmd

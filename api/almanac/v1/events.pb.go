@@ -734,7 +734,7 @@ type NewEvent struct {
 	// Travel with the event.
 	Headers []*Header `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty"`
 	// Names the event within its partition, so that publishing it again does nothing
-	// while it is pending and for a while after; empty means none.
+	// while it is pending; empty means none.
 	MessageId string `protobuf:"bytes,3,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Events with the same ordering key go to the same partition; empty means none.
 	OrderingKey []byte `protobuf:"bytes,4,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
