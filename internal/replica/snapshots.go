@@ -62,7 +62,12 @@ func (r *Replica) snapshotArrived(now clock.Mono, s *SnapshotArrived) {
 		s.Files.Abort()
 		return
 	}
-	r.snap.drop()
+	if r.snap.arrived != nil {
+		// The machine may have taken the one that came earlier in this turn, whose files
+		// are then needed. The sender tries again.
+		s.Files.Abort()
+		return
+	}
 	r.snap.arrived = s
 	if err := r.machine.Step(now, s.Message); err != nil || !r.machine.HasReady() {
 		r.snap.drop()
