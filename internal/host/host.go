@@ -133,6 +133,12 @@ func (w *Worker) Post(r base.RangeID, item any) bool {
 	return w.box.post(mail{rng: r, item: item})
 }
 
+// Answer is Post for what a replica asked for and waits for without a deadline: it comes
+// though the mailbox is full, because a replica bounds what it asks for.
+func (w *Worker) Answer(r base.RangeID, item any) bool {
+	return w.box.post(mail{rng: r, item: item, answer: true})
+}
+
 // Do runs f in the worker's next turn, before the items posted after it.
 func (w *Worker) Do(f func(*Worker)) bool { return w.box.post(mail{run: f}) }
 

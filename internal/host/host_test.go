@@ -347,11 +347,14 @@ func TestMailboxIsBounded(t *testing.T) {
 	if !b.w.Do(func(*Worker) { ran = true }) {
 		t.Error("mail to the worker itself was refused")
 	}
+	if !b.w.Answer(1, "answer") {
+		t.Error("an answer that a replica waits for was refused")
+	}
 	if !b.w.Pending() {
 		t.Error("nothing is pending")
 	}
 	b.w.Turn()
-	b.wants("1 deliver 0", "1 deliver 1", "1 deliver 2", "1 collect", "1 finish")
+	b.wants("1 deliver 0", "1 deliver 1", "1 deliver 2", "1 deliver answer", "1 collect", "1 finish")
 	if !ran || b.w.Pending() || !b.w.Post(1, 6) {
 		t.Error("the mailbox was not emptied")
 	}

@@ -11,6 +11,8 @@ type mail struct {
 	rng  base.RangeID
 	item any
 	run  func(*Worker) // set on mail to the worker
+	// answer says that the item answers what the replica asked for.
+	answer bool
 }
 
 // mailbox is a worker's bounded inbox. Any goroutine posts, the worker drains.
@@ -27,11 +29,11 @@ func newMailbox(limit int) *mailbox {
 	return &mailbox{limit: limit, signal: make(chan struct{}, 1)}
 }
 
-// post adds an item; false if the mailbox is full or closed. Items for the worker
-// itself are few and never refused for fullness.
+// post adds an item; false if the mailbox is full or closed. Answers, and items for the
+// worker itself, are few and never refused for fullness.
 func (b *mailbox) post(m mail) bool {
 	b.mu.Lock()
-	if b.closed || (m.run == nil && len(b.items) >= b.limit) {
+	if b.closed || (m.run == nil && !m.answer && len(b.items) >= b.limit) {
 		b.mu.Unlock()
 		return false
 	}

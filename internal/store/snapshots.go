@@ -86,7 +86,7 @@ func (s *Store) snapshotSent(m effect.Message, err error) {
 	} else {
 		s.opts.Logger.Info("sent a snapshot", "range", m.Range, "to", m.To, "index", m.Snapshot.Mark.Index)
 	}
-	_ = s.Post(m.Range, replica.SnapshotSent{To: m.To, OK: err == nil})
+	s.answer(m.Range, replica.SnapshotSent{To: m.To, OK: err == nil})
 }
 
 // incomingBook keeps snapshots that are being received, one a range.

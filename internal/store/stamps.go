@@ -41,7 +41,7 @@ const (
 // Stamps implements replica.Env.
 func (s *Store) Stamps(r base.RangeID, n int, token uint64) {
 	s.FetchStamps(n, func(first base.Timestamp, err error) {
-		_ = s.Post(r, replica.StampGrant{Token: token, First: first, Err: err})
+		s.answer(r, replica.StampGrant{Token: token, First: first, Err: err})
 	})
 }
 

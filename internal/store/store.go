@@ -195,6 +195,10 @@ func (s *Store) Post(r base.RangeID, item any) error {
 	return nil
 }
 
+// answer hands a range's replica what it asked for and waits for, however much else
+// waits. A replica that is not here any more waits for nothing.
+func (s *Store) answer(r base.RangeID, item any) { s.worker(r).Answer(r, item) }
+
 func rangeNotFound(r base.RangeID) *fault.Error {
 	return fault.New(fault.RangeNotFound, "this node holds no replica of range %d", r).OnRange(r)
 }
