@@ -54,7 +54,9 @@ func (r *Replica) ask(now clock.Mono) {
 	if !b.wanted(r) {
 		return
 	}
-	b.token++
+	// Above those of an earlier replica of the range on this node, whose grants may still
+	// come.
+	b.token = max(b.token+1, uint64(now))
 	a := ask{token: b.token, reads: r.reads.unstamped, writes: r.writes.unstamped, advance: r.firing.wanted}
 	r.reads.unstamped, r.writes.unstamped, r.firing.wanted = nil, nil, false
 	if a.advance {

@@ -76,6 +76,20 @@ func TestK3StampsOfAnEarlierTermAreNotUsed(t *testing.T) {
 	}
 }
 
+func TestK3StampsAskedForByAnEarlierReplicaOfTheRangeAreNotUsed(t *testing.T) {
+	removed, made := newRig(t, userRange), newRig(t, userRange)
+	for _, g := range []*rig{removed, made} {
+		g.serve()
+		p, _ := proposal(put("a", "1"))
+		g.turn(p)
+		made.now = made.now.Add(time.Second)
+	}
+	last := made.m.st.LastIndex
+	if made.turn(removed.take(0, 100, nil)); made.m.st.LastIndex != last {
+		t.Error("a grant to a removed replica was used")
+	}
+}
+
 func TestK3StampsRiseInTheLogWhenGrantsComeOutOfOrder(t *testing.T) {
 	g := newRig(t, userRange)
 	g.serve()
