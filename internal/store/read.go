@@ -1,6 +1,8 @@
 package store
 
 import (
+	"cmp"
+
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
@@ -39,9 +41,15 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 		}
 		reply.Results[i] = res
 	}
-	if s.Replica(r) == nil {
-		// Destroyed meanwhile: what was read may be half of it.
+	// What was read may be half of it if the range was destroyed meanwhile, or if the
+	// horizon passed the read (K8).
+	if v = s.Replica(r); v == nil {
 		return wire.ReadReply{}, rangeNotFound(r)
+	}
+	for i := range reads {
+		if asked := cmp.Or(reads[i].Options.At, at); asked != 0 && asked < v.Horizon {
+			return wire.ReadReply{}, Compacted(asked, v.Horizon)
+		}
 	}
 	return reply, nil
 }

@@ -121,18 +121,21 @@ func (in *incoming) abort() {
 
 func (b *incomingBook) begin(s *Store, from base.NodeID, m *wire.SnapshotFile) *incoming {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	old := b.ranges[m.Range]
-	if old != nil && (old.id != m.ID || old.from != from || m.Seq == 0) {
-		old.abort()
-		old = nil
+	in := b.ranges[m.Range]
+	var stale *incoming
+	if in != nil && (in.id != m.ID || in.from != from || m.Seq == 0) {
+		in, stale = nil, in
 		delete(b.ranges, m.Range)
 	}
-	if old == nil && m.Seq == 0 {
-		old = &incoming{id: m.ID, from: from, mark: m.Meta.Mark, files: s.state.NewInstaller(m.Range)}
-		b.ranges[m.Range] = old
+	if in == nil && m.Seq == 0 {
+		in = &incoming{id: m.ID, from: from, mark: m.Meta.Mark, files: s.state.NewInstaller(m.Range)}
+		b.ranges[m.Range] = in
 	}
-	return old
+	b.mu.Unlock()
+	if stale != nil {
+		stale.abort() // may wait for a disk, so not while others need the book
+	}
+	return in
 }
 
 func (b *incomingBook) take(r base.RangeID, mark base.LogMark) *incoming {
