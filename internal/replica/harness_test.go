@@ -209,7 +209,6 @@ type rig struct {
 	logs    *logstore.Store
 	failure error // what the state engine's commits fail with
 	now     clock.Mono
-	inTurn  bool
 }
 
 const (
