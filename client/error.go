@@ -99,10 +99,21 @@ func fromStatus(err error) *Error {
 	}
 	e := withDetail(st.Code(), st.Message(), nil)
 	e.cause = err
-	if e.Reason == ReasonTooLarge { // gRPC's own limit, of which the server knows nothing
-		e.Remedy = "send less in one request"
-	}
+	e.Remedy = remedyOf(e.Reason)
 	return e
+}
+
+// remedyOf serves errors of gRPC itself, of which no server knew.
+func remedyOf(r Reason) string {
+	switch r {
+	case ReasonUnavailable:
+		return "check that a node runs there, and that the endpoints are client addresses of nodes"
+	case ReasonTooLarge:
+		return "send less in one request"
+	case ReasonUnimplemented:
+		return "check that the endpoints are client addresses of nodes, of a version that knows the call"
+	}
+	return ""
 }
 
 // fromProto turns an error inside a message into an *Error.
