@@ -103,11 +103,15 @@ func fromStatus(err error) *Error {
 	return e
 }
 
+// RemedyUnreachable is the remedy of an error that no server answered with: a program
+// that knows better where its endpoints come from says that instead.
+const RemedyUnreachable = "check that a node runs there, and that the endpoints are client addresses of nodes"
+
 // remedyOf serves errors of gRPC itself, of which no server knew.
 func remedyOf(r Reason) string {
 	switch r {
 	case ReasonUnavailable:
-		return "check that a node runs there, and that the endpoints are client addresses of nodes"
+		return RemedyUnreachable
 	case ReasonTooLarge:
 		return "send less in one request"
 	case ReasonUnimplemented:

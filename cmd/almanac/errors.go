@@ -78,13 +78,13 @@ func describe(err error) failure {
 	if errors.As(err, &usage) {
 		out.Reason = "usage"
 	}
-	if out.Remedy == "" {
+	if out.Remedy == "" || out.Remedy == client.RemedyUnreachable {
 		out.Remedy = remedies[out.Reason]
 	}
 	return out
 }
 
-// remedies are for errors that come without one: most are of this process or of the
+// remedies are for errors that come without one, or with one that knows no flags: most are of this process or of the
 // connection, where no server could say what helps.
 var remedies = map[string]string{
 	"usage":                          "see almanac --help",
