@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/almanacdb/almanac/internal/load"
 )
 
 // benchFlags say what load to make.
@@ -112,4 +114,27 @@ func (f *benchFlags) check(work string) error {
 		return usagef("--rate and --pending are not negative")
 	}
 	return nil
+}
+
+// load returns the load that the flags describe: until the count, if only that was
+// given, else for the duration.
+func (f *benchFlags) load(count int64, request func(client int) load.Request) load.Load {
+	l := load.Load{Clients: f.clients, Batch: f.batch, Rate: f.rate, Seed: f.seed, Count: count, Request: request}
+	if f.timed || !f.counted {
+		l.Duration = f.duration
+	}
+	return l
+}
+
+// record returns the fields that every bench reports.
+func (f *benchFlags) record(work string, t load.Tally) *record {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	r := (&record{}).str("work", work)
+	if work != "timer" {
+		r.str("op", f.op)
+	}
+	r.num("clients", int64(f.clients)).num("batch", int64(f.batch)).num("size", int64(f.size))
+	r.num("ops", t.Ops).num("errors", t.Errors).float("seconds", t.Elapsed.Seconds(), 3).float("ops_per_s", t.PerSecond(), 1)
+	r.float("p50_ms", ms(t.Quantile(50)), 3).float("p95_ms", ms(t.Quantile(95)), 3)
+	return r.float("p99_ms", ms(t.Quantile(99)), 3).float("max_ms", ms(t.Quantile(100)), 3)
 }

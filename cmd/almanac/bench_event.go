@@ -2,75 +2,60 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/almanacdb/almanac/client"
+	"github.com/almanacdb/almanac/internal/load"
 )
-
-// benchGrace is how long a bench waits for the last events after they fell due.
-const benchGrace = 30 * time.Second
 
 // eventBench is one run of bench event or bench timer, in a topic of its own.
 type eventBench struct {
-	a       *app
-	f       *benchFlags
-	topic   string
-	control *client.Client
-	clients []*client.Client // one for each endpoint, or the leader's
-	payload []byte
+	load.Events
+	a *app
+	f *benchFlags
 }
 
 // newEventBench opens clients and makes the topic.
 func (a *app) newEventBench(ctx context.Context, f *benchFlags) (_ *eventBench, err error) {
-	b := &eventBench{a: a, f: f, topic: "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)}
-	b.payload = randomBytes(f.seed, max(f.size, 8)) // the first 8 bytes number the event
+	b := &eventBench{a: a, f: f}
+	b.Topic = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	b.Payload = load.RandomBytes(f.seed, max(f.size, 8)) // the first 8 bytes number the event
 	defer func() {
 		if err != nil {
 			b.close()
 		}
 	}()
-	if b.control, err = a.open(ctx); err != nil {
+	if b.Subscriber, err = a.open(ctx); err != nil {
 		return nil, err
 	}
-	if _, err = b.control.Events.CreateTopic(ctx, b.topic, client.TopicOptions{}); err != nil {
+	if _, err = b.Subscriber.Events.CreateTopic(ctx, b.Topic, client.TopicOptions{}); err != nil {
 		return nil, err
 	}
 	endpoints := a.options(a.endpoints).Endpoints
 	if f.target == "leader" {
-		ranges, err := b.control.Cluster.Ranges(ctx, "", b.topic)
+		leader, err := load.TopicLeader(ctx, b.Subscriber, b.Topic)
 		if err != nil {
 			return nil, err
 		}
-		var leader uint64
-		if len(ranges) > 0 {
-			leader = ranges[0].GetLeader()
-		}
-		address, err := leaderAddress(ctx, b.control, leader)
-		if err != nil {
-			return nil, err
-		}
-		endpoints = []string{address}
+		endpoints = []string{leader}
 	}
 	for _, e := range endpoints {
 		c, err := a.dial(ctx, a.options([]string{e}))
 		if err != nil {
 			return nil, err
 		}
-		b.clients = append(b.clients, c)
+		b.Publishers = append(b.Publishers, c)
 	}
 	return b, nil
 }
 
 func (b *eventBench) close() {
-	if b.control != nil {
-		_ = b.control.Close()
+	if b.Subscriber != nil {
+		_ = b.Subscriber.Close()
 	}
-	for _, c := range b.clients {
+	for _, c := range b.Publishers {
 		_ = c.Close()
 	}
 }
@@ -79,41 +64,9 @@ func (b *eventBench) close() {
 func (b *eventBench) remove(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.a.timeout)
 	defer cancel()
-	if err := b.control.Events.DeleteTopic(ctx, b.topic); err != nil {
-		fmt.Fprintf(b.a.err, "topic %s could not be deleted: %v\n", b.topic, err)
+	if err := b.Subscriber.Events.DeleteTopic(ctx, b.Topic); err != nil {
+		fmt.Fprintf(b.a.err, "topic %s could not be deleted: %v\n", b.Topic, err)
 	}
-}
-
-// publisher returns requests that publish numbered events; due returns the due time of
-// the nth one, zero for at once.
-func (b *eventBench) publisher(next *atomic.Int64, due func(n int64) time.Time) func(int) request {
-	return func(i int) request {
-		c := b.clients[i%len(b.clients)]
-		return func(ctx context.Context, _ *rand.Rand, n int) (int, error) {
-			events := make([]client.NewEvent, n)
-			for k := range events {
-				number := next.Add(1) - 1
-				payload := append([]byte(nil), b.payload...)
-				binary.BigEndian.PutUint64(payload, uint64(number))
-				events[k] = client.NewEvent{Payload: payload, Due: due(number)}
-			}
-			results, err := c.Events.Publish(ctx, b.topic, events...)
-			done := 0
-			for _, r := range results {
-				if r.Err == nil {
-					done++
-				}
-			}
-			return done, err
-		}
-	}
-}
-
-func atOnce(int64) time.Time { return time.Time{} }
-
-// load returns the load that the flags describe.
-func (b *eventBench) load(count int64, request func(int) request) load {
-	return load{clients: b.f.clients, batch: b.f.batch, rate: b.f.rate, seed: b.f.seed, count: count, request: request}
 }
 
 func (a *app) benchEvent(ctx context.Context, f *benchFlags) (*record, error) {
@@ -123,65 +76,93 @@ func (a *app) benchEvent(ctx context.Context, f *benchFlags) (*record, error) {
 	}
 	defer b.close()
 	defer b.remove(ctx)
-	var next atomic.Int64
-	l := b.load(f.count, b.publisher(&next, atOnce))
-	if f.timed || !f.counted {
-		l.duration = f.duration
-	}
-	var t tally
+	l := f.load(f.count, b.Publish(load.AtOnce))
+	var t load.Tally
 	switch f.op {
 	case "put":
-		t, err = l.loop(ctx, a.err)
+		t, err = l.Run(ctx, a.err)
 	case "get":
 		if !f.counted {
-			l.count, l.duration = 100_000, 0
+			l.Count, l.Duration = 100_000, 0
 		}
-		if t, err = l.loop(ctx, a.err); err == nil {
-			t, err = b.consume(ctx, t.ops)
+		if t, err = l.Run(ctx, a.err); err == nil {
+			t, err = b.Consume(ctx, t.Ops, f.duration)
 		}
 	case "mixed":
-		t, err = b.through(ctx, l)
+		t, err = b.Through(ctx, l, a.err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return t.record("event", f), nil
+	return f.record("event", t), nil
 }
 
-// consume receives and acks published events and measures each batch's wait.
-func (b *eventBench) consume(ctx context.Context, published int64) (tally, error) {
-	s, err := b.control.Events.Subscribe(ctx, client.SubscribeOptions{Topic: b.topic, Group: "bench", Prefetch: 10_000})
+func (a *app) benchTimer(ctx context.Context, f *benchFlags) (*record, error) {
+	b, err := a.newEventBench(ctx, f)
 	if err != nil {
-		return tally{}, err
+		return nil, err
 	}
-	t := tally{latencies: newHistogram()}
-	start := time.Now()
-	r := newReceiver(s, published)
-	r.seen = func(_ *client.Event, waited time.Duration) { observe(t.latencies, waited) }
-	err = r.run(ctx, start.Add(b.f.duration+benchGrace))
-	t.ops, t.errors, t.elapsed = r.distinct, published-r.distinct, time.Since(start)
-	return t, err
+	defer b.close()
+	if f.pending > 0 {
+		return b.pend(ctx)
+	}
+	defer b.remove(ctx)
+	count := int64(10_000)
+	if f.counted {
+		count = f.count
+	}
+	l := f.load(count, nil)
+	l.Duration = 0
+	fired, err := b.Fire(ctx, l, f.over, a.err)
+	if err != nil {
+		return nil, err
+	}
+	return f.record("timer", fired.Tally).num("early", fired.Early).num("missing", fired.Missing), nil
 }
 
-// through publishes and receives at the same time; latency is from due to receipt.
-func (b *eventBench) through(ctx context.Context, l load) (tally, error) {
-	s, err := b.control.Events.Subscribe(ctx, client.SubscribeOptions{Topic: b.topic, Group: "bench", Prefetch: 10_000})
+// pend publishes events that stay pending and reports the rate and the nodes' memory.
+func (b *eventBench) pend(ctx context.Context) (*record, error) {
+	before, err := b.memory(ctx)
 	if err != nil {
-		return tally{}, err
+		return nil, err
 	}
-	latencies := newHistogram()
-	r := newReceiver(s, 0)
-	r.seen = func(e *client.Event, _ time.Duration) { observe(latencies, e.Lateness()) }
-	received := make(chan error, 1)
-	until := make(chan int64, 1)
-	start := time.Now()
-	go func() { received <- r.follow(ctx, until) }()
-	t, err := l.loop(ctx, b.a.err)
-	until <- t.ops
-	if followErr := <-received; err == nil {
-		err = followErr
+	l := b.f.load(b.f.pending, b.Publish(load.PendTimes(time.Now().Add(b.f.dueIn))))
+	l.Duration = 0
+	t, err := l.Run(ctx, b.a.err)
+	if err != nil {
+		return nil, err
 	}
-	t.errors += t.ops - r.distinct
-	t.ops, t.elapsed, t.latencies = r.distinct, time.Since(start), latencies
-	return t, err
+	after, err := b.memory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(b.a.err, "topic %s keeps the pending events; delete it when done\n", b.Topic)
+	r := b.f.record("timer", t).str("topic", b.Topic).num("pending", t.Ops)
+	r.list("rss_before_bytes", before)
+	return r.list("rss_bytes", after), nil
+}
+
+// memory returns the resident memory of every living node, by node_id, in bytes.
+func (b *eventBench) memory(ctx context.Context) ([]uint64, error) {
+	nodes, err := b.Subscriber.Cluster.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var sizes []uint64
+	for _, n := range nodes {
+		if !n.GetAlive() {
+			continue
+		}
+		c, err := b.a.dial(ctx, b.a.options([]string{n.GetAddress()}))
+		if err != nil {
+			return nil, err
+		}
+		s, err := c.Cluster.Status(ctx)
+		_ = c.Close()
+		if err != nil {
+			return nil, err
+		}
+		sizes = append(sizes, s.GetNode().GetRssBytes())
+	}
+	return sizes, nil
 }

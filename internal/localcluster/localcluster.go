@@ -1,16 +1,12 @@
 // Package localcluster runs a cluster of real processes on this machine, one a node:
-// for the demo, and for tests that kill nodes. It owns ports, directories and
-// processes; it refuses to know what the nodes do.
+// for the demo, for tests that kill nodes, and for comparisons with other systems. It
+// owns ports, directories and processes; it refuses to know what the nodes do.
 package localcluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -40,18 +36,14 @@ type Cluster struct {
 
 // Node is one node's process, which may be down.
 type Node struct {
+	Process
 	Index   int // from 1
 	Address string
 	Peer    string
 	HTTP    string
 	Dir     string
-	LogPath string
 
 	cluster *Cluster
-	mu      sync.Mutex
-	cmd     *exec.Cmd
-	exited  chan struct{}
-	err     error
 }
 
 // New lays out a cluster; nothing runs yet.
@@ -80,9 +72,9 @@ func (c *Cluster) layOut(ports []int) *Node {
 	index := len(c.Nodes) + 1
 	dir := filepath.Join(c.opts.Dir, fmt.Sprintf("node%d", index))
 	n := &Node{
-		Index: index, Address: addr(0), Peer: addr(1), HTTP: addr(2),
-		Dir: dir, LogPath: dir + ".log", cluster: c,
+		Index: index, Address: addr(0), Peer: addr(1), HTTP: addr(2), Dir: dir, cluster: c,
 	}
+	n.Process = Process{LogPath: dir + ".log", Command: n.command}
 	c.Nodes = append(c.Nodes, n)
 	return n
 }
@@ -109,22 +101,22 @@ func choosePorts(base, nodes int) (ports []int, moved bool, err error) {
 			return ports, false, nil
 		}
 	}
-	var held []net.Listener
-	defer func() {
-		for _, l := range held {
-			l.Close()
-		}
-	}()
-	ports = ports[:0]
-	for range 3 * nodes {
+	ports, err = FreePorts(3 * nodes)
+	return ports, base != 0, err
+}
+
+// FreePorts returns n different ports of the loopback address that nothing listens on.
+func FreePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
-		held = append(held, l)
+		defer l.Close() // held until all are found, so that they differ
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
-	return ports, base != 0, nil
+	return ports, nil
 }
 
 func allFree(ports []int) bool {
@@ -180,113 +172,19 @@ func (c *Cluster) KillAll() {
 	}
 }
 
-// Start runs the node's process; its output is appended to its log.
-func (n *Node) Start() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.cmd != nil {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(n.Dir), 0o755); err != nil {
-		return err
-	}
-	log, err := os.OpenFile(n.LogPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
+// command says how to run the node.
+func (n *Node) command() (program string, args []string) {
 	var peers []string
 	for _, m := range n.cluster.Nodes {
 		peers = append(peers, m.Peer)
 	}
-	args := []string{"start", "--data-dir", n.Dir, "--listen", n.Address, "--peer", n.Peer, "--http", n.HTTP,
+	args = []string{"start", "--data-dir", n.Dir, "--listen", n.Address, "--peer", n.Peer, "--http", n.HTTP,
 		"--memory", n.cluster.opts.Memory}
 	if len(peers) > 1 {
 		args = append(args, "--join", strings.Join(peers, ","))
 	}
-	cmd := exec.Command(n.cluster.opts.Binary, append(args, n.cluster.opts.Args...)...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = processAttributes()
-	if err := cmd.Start(); err != nil {
-		log.Close()
-		return err
-	}
-	exited := make(chan struct{})
-	n.cmd, n.exited = cmd, exited
-	go func() {
-		err := cmd.Wait()
-		log.Close()
-		n.mu.Lock()
-		n.cmd, n.err = nil, err
-		n.mu.Unlock()
-		close(exited)
-	}()
-	return nil
+	return n.cluster.opts.Binary, append(args, n.cluster.opts.Args...)
 }
-
-// Running says whether the process is alive.
-func (n *Node) Running() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.cmd != nil
-}
-
-// PID returns the process's id; 0 if it is down.
-func (n *Node) PID() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.cmd == nil {
-		return 0
-	}
-	return n.cmd.Process.Pid
-}
-
-func (n *Node) signal(s syscall.Signal) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.cmd != nil {
-		_ = n.cmd.Process.Signal(s)
-	}
-}
-
-// wait waits until the process has ended.
-func (n *Node) wait(ctx context.Context) error {
-	n.mu.Lock()
-	exited, running := n.exited, n.cmd != nil
-	n.mu.Unlock()
-	if !running {
-		return nil
-	}
-	select {
-	case <-exited:
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return n.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// Stop sends SIGTERM and waits; when ctx ends it kills.
-func (n *Node) Stop(ctx context.Context) error {
-	n.signal(syscall.SIGTERM)
-	err := n.wait(ctx)
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		n.Kill()
-	}
-	return err
-}
-
-// Kill ends the process at once, as kill -9 does, and waits until it is gone.
-func (n *Node) Kill() {
-	n.signal(syscall.SIGKILL)
-	_ = n.wait(context.Background())
-}
-
-// Pause freezes the process; Resume lets it go on.
-func (n *Node) Pause() { n.signal(syscall.SIGSTOP) }
-
-// Resume lets a paused process go on.
-func (n *Node) Resume() { n.signal(syscall.SIGCONT) }
 
 // Answers says whether something accepts connections on the client address.
 func (n *Node) Answers() bool {
@@ -296,20 +194,4 @@ func (n *Node) Answers() bool {
 	}
 	conn.Close()
 	return true
-}
-
-// LogTail returns the end of the node's log.
-func (n *Node) LogTail(bytes int64) string {
-	f, err := os.Open(n.LogPath)
-	if err != nil {
-		return err.Error()
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Size() > bytes {
-		if _, err := f.Seek(-bytes, io.SeekEnd); err != nil {
-			return err.Error()
-		}
-	}
-	b, _ := io.ReadAll(f)
-	return string(b)
 }

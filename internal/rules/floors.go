@@ -40,7 +40,7 @@ var floors = map[string]int{
 	"internal/admin": faces, "internal/dashboard": faces, // and internal/gateway/...
 
 	"internal/config": wiring, "internal/node": wiring, "internal/cli": wiring, "internal/demo": wiring,
-	"internal/bench": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
+	"internal/load": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
 	"internal/deps": tests, "internal/badinput": tests,
@@ -70,9 +70,9 @@ var sameFloor = map[string][]string{
 	"internal/txn": {"internal/router"},
 
 	"internal/config": {"internal/node"},
-	"internal/cli":    {"internal/config", "internal/node", "internal/demo", "internal/bench"},
+	"internal/cli":    {"internal/config", "internal/node", "internal/demo", "internal/load"},
 	"internal/demo":   {"internal/config", "internal/node"},
-	"cmd/almanac":     {"internal/config", "internal/node", "internal/localcluster", "internal/cli", "internal/demo", "internal/bench"},
+	"cmd/almanac":     {"internal/config", "internal/node", "internal/localcluster", "internal/cli", "internal/demo", "internal/load"},
 }
 
 // floorOf returns a package's floor; dir is from the module's root.
@@ -147,11 +147,11 @@ func floorName(f int) string {
 var homes = map[string][]string{
 	"go.etcd.io/raft/v3":                {"internal/raft"},
 	"github.com/cockroachdb/pebble":     {"internal/engine"},
-	"go.etcd.io/etcd":                   {"internal/gateway/etcd", "internal/bench", "cmd/almanac"},
-	"github.com/spf13/cobra":            {"internal/cli", "cmd/almanac", "internal/config", "internal/bench", "internal/demo"},
+	"go.etcd.io/etcd":                   {"internal/gateway/etcd", "internal/load"},
+	"github.com/spf13/cobra":            {"internal/cli", "cmd/almanac", "internal/config", "internal/demo"},
 	"github.com/knadh/koanf":            {"internal/config"},
-	"charm.land/lipgloss":               {"internal/cli", "cmd/almanac", "internal/demo", "internal/bench"},
-	"github.com/anishathalye":           {"internal/lincheck", "internal/bench"},
+	"charm.land/lipgloss":               {"internal/cli", "cmd/almanac", "internal/demo"},
+	"github.com/anishathalye":           {"internal/lincheck"},
 	"pgregory.net/rapid":                {},
 	"github.com/cockroachdb/datadriven": {},
 }

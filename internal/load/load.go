@@ -1,0 +1,186 @@
+// Package load makes load and measures it: the loop of clients that each send a request,
+// wait for its answer and send the next, and the requests themselves, to Almanac's API and
+// to etcd's. It owns what is the same whatever is measured, so that systems are compared by
+// the same code; it refuses to know flags, and where the servers come from.
+package load
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Request is one request of a client, of n operations; it returns how many it did.
+type Request func(ctx context.Context, random *rand.Rand, n int) (ops int, err error)
+
+// Load is what to run: requests by clients, until Count operations or the Duration.
+type Load struct {
+	Clients, Batch int           // Batch is the operations in one request
+	Count          int64         // operations; 0 means no limit
+	Duration       time.Duration // 0 means no limit
+	Rate           float64       // operations a second in all; 0 means no schedule
+	Seed           uint64        // of all random choices
+	Request        func(client int) Request
+}
+
+// Tally is what came of a load.
+type Tally struct {
+	Ops, Errors int64 // operations done, and not done
+	Elapsed     time.Duration
+	Latencies   *hdrhistogram.Histogram // of requests, in microseconds
+	FirstError  error                   // of whichever client had one
+}
+
+// PerSecond returns operations a second.
+func (t Tally) PerSecond() float64 {
+	if t.Elapsed <= 0 {
+		return 0
+	}
+	return float64(t.Ops) / t.Elapsed.Seconds()
+}
+
+// Quantile returns the latency that a share of the requests (in percent) stayed within.
+func (t Tally) Quantile(percent float64) time.Duration {
+	return time.Duration(t.Latencies.ValueAtQuantile(percent)) * time.Microsecond
+}
+
+func newHistogram() *hdrhistogram.Histogram {
+	return hdrhistogram.New(1, int64(10*time.Minute/time.Microsecond), 3)
+}
+
+func observe(h *hdrhistogram.Histogram, d time.Duration) {
+	us := min(max(d.Microseconds(), 1), h.HighestTrackableValue())
+	_ = h.RecordValue(us) // it is in range
+}
+
+// Run carries a load out. Progress goes to w once a second.
+func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
+	var ops, failed, taken atomic.Int64
+	start := time.Now()
+	stop := func() bool {
+		return ctx.Err() != nil || l.Duration > 0 && time.Since(start) >= l.Duration
+	}
+	take := func() int { // the size of the next request, within count
+		if l.Count == 0 {
+			return l.Batch
+		}
+		left := l.Count - (taken.Add(int64(l.Batch)) - int64(l.Batch))
+		return int(min(left, int64(l.Batch)))
+	}
+	total := Tally{Latencies: newHistogram()}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range l.Clients {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(l.Seed, uint64(i)))
+			send, latencies := l.Request(i), newHistogram()
+			var first error
+			for turn := 0; !stop(); turn++ {
+				due, ok := l.schedule(ctx, start, i, turn)
+				n := 0
+				if ok {
+					n = take()
+				}
+				if n <= 0 {
+					break
+				}
+				did, err := send(ctx, random, n)
+				if err != nil {
+					if ctx.Err() != nil {
+						break
+					}
+					failed.Add(int64(n - did))
+					if first == nil {
+						first = err
+					}
+					pause(ctx, 10*time.Millisecond)
+				} else {
+					observe(latencies, time.Since(due))
+				}
+				ops.Add(int64(did))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			total.Latencies.Merge(latencies)
+			if total.FirstError == nil {
+				total.FirstError = first
+			}
+		})
+	}
+	quiet := progress(w, func(since time.Duration) string {
+		return fmt.Sprintf("%.0fs  %d operations, %d errors", since.Seconds(), ops.Load(), failed.Load())
+	})
+	wg.Wait()
+	quiet()
+	total.Ops, total.Errors, total.Elapsed = ops.Load(), failed.Load(), time.Since(start)
+	if total.FirstError != nil {
+		fmt.Fprintf(w, "first error: %v\n", total.FirstError)
+	}
+	return total, ctx.Err()
+}
+
+// schedule waits until a client's turn and returns when that was due. Without a rate
+// it is now. It says false if the load ends before.
+func (l Load) schedule(ctx context.Context, start time.Time, client, turn int) (time.Time, bool) {
+	if l.Rate <= 0 {
+		return time.Now(), true
+	}
+	nth := float64(turn*l.Clients+client) * float64(l.Batch)
+	after := time.Duration(nth / l.Rate * float64(time.Second))
+	if l.Duration > 0 && after >= l.Duration {
+		return start, false
+	}
+	due := start.Add(after)
+	pause(ctx, time.Until(due))
+	return due, ctx.Err() == nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// progress prints a line a second until the function that it returns is called.
+func progress(w io.Writer, line func(since time.Duration) string) (stop func()) {
+	start, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprintln(w, line(time.Since(start)))
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
+// RandomBytes returns n bytes that don't compress.
+func RandomBytes(seed uint64, n int) []byte {
+	random := rand.New(rand.NewPCG(seed, ^seed))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(random.Uint32())
+	}
+	return b
+}
