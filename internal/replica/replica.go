@@ -111,7 +111,9 @@ type Replica struct {
 	oracle *oracleRole          // on the system range
 	snap   snapshots
 	trunc  truncation
-	ticks  uint64
+	// rebuilds are the requests of replicas that lost what they had saved.
+	rebuilds []*RebuildRequest
+	ticks    uint64
 	// campaigns is how many more ticks to stand for orderer, while there is none.
 	campaigns int
 	visible   atomic.Pointer[Visible]
@@ -239,6 +241,8 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 		r.closeSession(m)
 	case *SnapshotArrived:
 		r.snapshotArrived(now, m)
+	case *RebuildRequest:
+		r.rebuild(now, m)
 	case SnapshotSent:
 		r.snap.sending = false
 		r.machine.ReportSnapshot(m.To, m.OK)
@@ -401,6 +405,7 @@ func (r *Replica) Finish(now clock.Mono) bool {
 // work answers what this turn made answerable and hands out what is due.
 func (r *Replica) work(now clock.Mono) bool {
 	r.answerReads(now)
+	r.answerRebuilds()
 	if r.oracle != nil {
 		r.answerStamps(now)
 	}
@@ -451,6 +456,7 @@ func (r *Replica) stepDown() {
 	r.writes.failQueued(why)
 	r.reads.failAll(why)
 	r.asks.failAll(why)
+	r.failRebuilds(why)
 	r.firing.reset()
 	if r.events != nil {
 		r.events.EndAll(why, r.emit)
@@ -473,6 +479,7 @@ func (r *Replica) Stop() {
 	r.reads.failAll(why)
 	r.reads.failWaits(why)
 	r.asks.failAll(why)
+	r.failRebuilds(why)
 	if r.oracle != nil {
 		r.oracle.stepDown(why)
 	}
@@ -483,6 +490,7 @@ func (r *Replica) expireQueues(now clock.Mono) {
 	r.writes.expire(now, r)
 	r.reads.expire(now, r)
 	r.asks.expire(now, r)
+	r.expireRebuilds(now)
 }
 
 // expired says whether a deadline passed; 0 never does.

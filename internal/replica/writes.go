@@ -164,6 +164,8 @@ func Refuse(item any, why error) {
 		m.Done(0, why)
 	case *Wait:
 		m.Done(why)
+	case *RebuildRequest:
+		m.Done(RebuildAnswer{}, why)
 	case *SnapshotArrived:
 		m.Files.Abort()
 	case *SessionOpen:

@@ -163,7 +163,7 @@ func (b *callBook) run() {
 		case <-b.stop:
 			return
 		case <-t.C:
-			b.expire(b.store.opts.Clock.Mono())
+			b.store.Expire()
 		}
 	}
 }

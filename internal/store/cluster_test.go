@@ -78,6 +78,7 @@ type member struct {
 	log, state *engine.Mem
 	store      *Store
 	port       *port
+	lost       bool // its disks were lost, see rebuild_test.go
 }
 
 type cluster struct {
@@ -104,31 +105,39 @@ func newCluster(t *testing.T, n int, opts func(*Options)) *cluster {
 }
 
 func (m *member) start() {
-	t := m.c.t
-	logs, err := logstore.Open(m.log)
-	if err != nil {
-		t.Fatal(err)
+	m.c.t.Helper()
+	if err := m.open(); err != nil {
+		m.c.t.Fatal(err)
 	}
-	m.port = &port{mesh: m.c.mesh, node: m.id, in: make(chan packet, 65536), done: make(chan struct{})}
-	o := Options{
-		Node: m.id, Clock: clock.NewSystem(), Tick: 20 * time.Millisecond, Log: logs, Engine: m.state, Transport: m.port,
-		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { t.Errorf("node %d calls itself broken: %v", m.id, err) },
-		SystemNodes: func() []base.NodeID { return m.c.ids() },
-	}
-	if m.c.opts != nil {
-		m.c.opts(&o)
-	}
-	st, err := Open(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.store = st
 	m.port.store = m.store
 	m.c.mesh.mu.Lock()
 	m.c.mesh.ports[m.id] = m.port
 	m.c.mesh.mu.Unlock()
 	go m.port.run()
 	m.store.Start()
+}
+
+// open brings back what is on the disks; nothing runs yet.
+func (m *member) open() error {
+	t := m.c.t
+	logs, err := logstore.Open(m.log)
+	if err != nil {
+		return err
+	}
+	m.port = &port{mesh: m.c.mesh, node: m.id, in: make(chan packet, 65536), done: make(chan struct{})}
+	o := Options{
+		Node: m.id, Clock: clock.NewSystem(), Tick: 20 * time.Millisecond, Log: logs, Engine: m.state, Transport: m.port,
+		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { t.Errorf("node %d calls itself broken: %v", m.id, err) },
+		SystemNodes: func() []base.NodeID { return m.c.ids() }, Rebuild: m.lost,
+	}
+	if m.c.opts != nil {
+		m.c.opts(&o)
+	}
+	st, err := Open(o)
+	if err == nil {
+		m.store = st
+	}
+	return err
 }
 
 func (m *member) stop() {

@@ -54,6 +54,9 @@ func (s *Store) recover() error {
 	if err := s.finishDestroying(states); err != nil {
 		return err
 	}
+	if err := s.lostHalf(states); err != nil {
+		return err
+	}
 	// In order: what reopening draws and saves is then a function of what is on disk.
 	for _, id := range slices.Sorted(maps.Keys(states)) {
 		rep, err := s.reopen(states[id])
@@ -185,6 +188,9 @@ func (s *Store) CreateReplica(d base.RangeDescriptor) error {
 	defer s.release(d.Range)
 	if s.Replica(d.Range) != nil {
 		return nil
+	}
+	if err := s.rebuilding(d.Range); err != nil {
+		return err
 	}
 	gone, err := s.opts.Log.HasTombstone(logstore.Tombstone{Range: d.Range, Replica: own.Replica})
 	if err != nil {

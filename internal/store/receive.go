@@ -82,6 +82,8 @@ func (s *Store) handle(from base.NodeID, c *wire.Call, done Done) {
 		s.opts.Background(func() { s.handleCreate(c, done) })
 	case wire.MethodReplicaRemove:
 		s.opts.Background(func() { s.handleRemove(c, done) })
+	case wire.MethodRebuild:
+		s.handleRebuild(c, done)
 	case wire.MethodSnapshotFile:
 		s.opts.Background(func() { s.handleSnapshotFile(from, c, done) })
 	case wire.MethodSessionOpen:

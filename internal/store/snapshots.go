@@ -155,7 +155,7 @@ func (s *Store) handleSnapshotFile(from base.NodeID, c *wire.Call, done Done) {
 		done(nil, err)
 		return
 	}
-	if s.Replica(m.Range) == nil {
+	if s.Replica(m.Range) == nil && !s.rebuilds.wants(s, m.Range) {
 		done(nil, rangeNotFound(m.Range))
 		return
 	}
@@ -181,6 +181,9 @@ func (s *Store) announced(m *effect.Message) {
 	in := s.incoming.take(m.Range, m.Snapshot.Mark)
 	if in == nil {
 		return // the sender will try again
+	}
+	if s.rebuilds.arrived(s, m.Range, in) {
+		return
 	}
 	if s.Post(m.Range, &replica.SnapshotArrived{Message: *m, State: in.state, Files: in.files}) != nil {
 		in.files.Abort()

@@ -43,6 +43,9 @@ type Options struct {
 	Logger         *slog.Logger
 	// SystemNodes returns where the system range's replicas were last known to be.
 	SystemNodes func() []base.NodeID
+	// Rebuild says that the node lost what its stores held: replicas come back from other
+	// nodes before they take part, until Rebuilt is called.
+	Rebuild bool
 	// Background runs work that may block off the caller's goroutine; the default
 	// starts a goroutine, a simulator runs it in place.
 	Background func(func())
@@ -91,6 +94,7 @@ type Store struct {
 	stamps   stampBook
 	sessions sessionBook
 	incoming incomingBook
+	rebuilds rebuildBook
 
 	started atomic.Bool
 
@@ -117,6 +121,7 @@ func Open(o Options) (*Store, error) {
 	s.stamps.store = s
 	s.sessions.open = make(map[uint64]SessionSink)
 	s.incoming.ranges = make(map[base.RangeID]*incoming)
+	s.rebuilds.on = o.Rebuild
 	for range 1 + o.Workers {
 		s.workers = append(s.workers, host.NewWorker(host.Options{
 			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Transport: o.Transport,
@@ -139,8 +144,13 @@ func (s *Store) Start() {
 // Workers returns the workers, for a simulator that runs their turns.
 func (s *Store) Workers() []*host.Worker { return s.workers }
 
-// Expire answers calls whose time ran out, for a simulator.
-func (s *Store) Expire() { s.calls.expire(s.opts.Clock.Mono()) }
+// Expire answers calls whose time ran out, and goes on with what is being rebuilt; for a
+// simulator.
+func (s *Store) Expire() {
+	now := s.opts.Clock.Mono()
+	s.calls.expire(now)
+	s.rebuilds.step(s, now)
+}
 
 // Close stops the workers after the turns under way, and makes what they applied
 // durable.

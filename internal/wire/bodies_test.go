@@ -19,6 +19,8 @@ func bodyGens() map[string]*rapid.Generator[Body] {
 		"ReplicaCreate":    bodies[ReplicaCreate](),
 		"ReplicaRemove":    bodies[ReplicaRemove](),
 		"SnapshotFile":     bodies[SnapshotFile](),
+		"Rebuild":          bodies[Rebuild](),
+		"RebuildReply":     bodies[RebuildReply](),
 		"SessionOpen":      bodies[SessionOpen](),
 		"SessionClose":     bodies[SessionClose](),
 		"SessionEvents":    bodies[SessionEvents](),

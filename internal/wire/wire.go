@@ -47,6 +47,7 @@ const (
 	MethodSnapshotFile  Method = 8  // body: SnapshotFile; reply: empty
 	MethodRead          Method = 9  // body: ReadRequest at an orderer; reply: ReadReply
 	MethodAdmin         Method = 10 // body: placement request; reply: placement answer
+	MethodRebuild       Method = 11 // body: Rebuild; reply: RebuildReply
 	MethodSessionOpen   Method = 16 // body: SessionOpen; reply: empty
 	MethodSessionClose  Method = 18 // body: SessionClose; reply: empty
 	MethodSessionEvents Method = 19 // body: SessionEvents; orderer → gateway, ID is the session, no reply

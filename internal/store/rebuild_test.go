@@ -1,0 +1,234 @@
+package store
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/statestore"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// loseDisks stops a node, which comes back with empty disks and knows it.
+func (m *member) loseDisks() {
+	m.c.t.Helper()
+	m.crash()
+	m.log, m.state, m.lost = engine.NewMem(engine.MemOptions{WAL: true}), engine.NewMem(engine.MemOptions{}), true
+}
+
+// rebuild tells a node which replicas it lost; it is whole once done is called.
+func (m *member) rebuild() {
+	t := m.c.t
+	t.Helper()
+	list := []base.RangeDescriptor{
+		descriptor(base.SystemRange, base.SystemKeyspace, m.c.ids()...),
+		descriptor(base.DefaultRange, base.DefaultKeyspace, m.c.ids()...),
+	}
+	until(t, "all replicas back", func() bool { return m.store.Rebuild(list) == 0 })
+	m.store.Rebuilt()
+	m.lost = false
+}
+
+func TestRebuild(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	for i := range 50 {
+		c.put(fmt.Sprint("k", i), fmt.Sprint(i))
+	}
+	for round := range 3 { // the leader too, wherever it is
+		m := c.members[round]
+		terms := map[base.RangeID]uint64{}
+		for _, v := range m.store.Replicas() {
+			terms[v.Descriptor.Range] = v.Term
+		}
+		m.loseDisks()
+		c.put("meanwhile", fmt.Sprint(round))
+		m.start()
+		if st, on := m.store.Rebuilding(); !on || st.Total != 0 {
+			t.Errorf("before it knows its ranges: %+v, %v", st, on)
+		}
+		m.rebuild()
+		m.wants("k49", "49")
+		m.wants("meanwhile", fmt.Sprint(round))
+		for _, v := range m.store.Replicas() {
+			hs := m.store.opts.Log.Log(v.Descriptor.Range).HardState()
+			if v.Term < terms[v.Descriptor.Range] || hs.Term < terms[v.Descriptor.Range] {
+				t.Errorf("range %d came back in term %d, saved %d; it was in %d", v.Descriptor.Range, v.Term, hs.Term, terms[v.Descriptor.Range])
+			}
+		}
+		if _, on := m.store.Rebuilding(); on {
+			t.Error("rebuilt, and still rebuilding")
+		}
+		// It counts towards a majority, and comes back from its own disks.
+		other := c.members[(round+1)%3]
+		other.crash()
+		c.put("without another", fmt.Sprint(round))
+		m.crash()
+		m.start()
+		c.put("after a restart", fmt.Sprint(round))
+		m.wants("k0", "0")
+		other.start()
+		other.wants("after a restart", fmt.Sprint(round))
+	}
+}
+
+// What the leader counted on is on the replica again, though no one else has it: it takes
+// the snapshot only when it reaches the leader's last index.
+func TestRebuildWaitsForAllVoters(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	c.put("a", "1")
+	m, away := c.members[0], c.members[1]
+	m.loseDisks()
+	away.crash()
+	m.start()
+	list := []base.RangeDescriptor{descriptor(base.DefaultRange, base.DefaultKeyspace, c.ids()...)}
+	m.store.Rebuild(list)
+	until(t, "word of the one that is away", func() bool {
+		st, _ := m.store.Rebuilding()
+		return st.Left == 1 && strings.Contains(st.Why, "node 2")
+	})
+	// It takes part in nothing: one node of three is no majority.
+	if _, err := c.members[2].propose("a", "2", 2*time.Second); err == nil {
+		t.Error("a write was acknowledged with one whole replica of three")
+	}
+	if err := m.store.CreateReplica(list[0]); fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("it would create the replica it lost: %v", err)
+	}
+	away.start()
+	m.rebuild()
+	m.wants("a", c.valueAt(away, "a"))
+}
+
+// valueAt reads a key at a node.
+func (c *cluster) valueAt(m *member, k string) (value string) {
+	c.t.Helper()
+	until(c.t, "a read", func() bool {
+		var err error
+		value, _, err = m.read(k)
+		return err == nil
+	})
+	return value
+}
+
+// Two nodes of three that lost their disks wait for one another: nobody is left who surely
+// has what they acknowledged together.
+func TestTwoOfThreeRebuildNothing(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	c.put("a", "1")
+	list := []base.RangeDescriptor{descriptor(base.DefaultRange, base.DefaultKeyspace, c.ids()...)}
+	for _, m := range c.members[:2] {
+		m.loseDisks()
+	}
+	for _, m := range c.members[:2] {
+		m.start()
+		m.store.Rebuild(list)
+	}
+	for _, m := range c.members[:2] {
+		until(t, "a refusal", func() bool {
+			st, _ := m.store.Rebuilding()
+			return strings.Contains(st.Why, "not a majority")
+		})
+		if m.store.Replica(base.DefaultRange) != nil {
+			t.Error("rebuilt from a minority")
+		}
+	}
+}
+
+// A crash between the state and the log record leaves no replica; the next start begins
+// again.
+func TestRebuildCutOff(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	c.put("a", "1")
+	m := c.members[0]
+	leader := func() *member { return c.leader(base.DefaultRange) }
+	m.loseDisks()
+	// The state of the other replica, without a log record: as if cut off.
+	sr, err := statestore.New(leader().state).ReadSnapshot(base.DefaultRange)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := statestore.New(m.state).NewInstaller(base.DefaultRange)
+	for last := false; !last; {
+		f, err := sr.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := in.Add(f); err != nil {
+			t.Fatal(err)
+		}
+		last = f.Last
+	}
+	if err := in.Install(sr.State()); err != nil {
+		t.Fatal(err)
+	}
+	_ = sr.Close()
+	m.start()
+	if m.store.Replica(base.DefaultRange) != nil {
+		t.Fatal("half a replica takes part")
+	}
+	m.rebuild()
+	m.wants("a", "1")
+}
+
+// One store without the other is damage, not an empty node.
+func TestLostStoreIsFound(t *testing.T) {
+	for _, store := range []string{"log", "state"} {
+		t.Run(store, func(t *testing.T) {
+			c := newCluster(t, 3, nil)
+			c.found()
+			c.put("a", "1")
+			m := c.members[0]
+			m.loseDisks()
+			m.start()
+			m.rebuild()
+			m.stop()
+			if store == "log" {
+				m.log = engine.NewMem(engine.MemOptions{WAL: true})
+			} else {
+				m.state = engine.NewMem(engine.MemOptions{})
+			}
+			if err := m.open(); fault.KindOf(err) != fault.Corrupt || !strings.Contains(err.Error(), "the "+store+" store holds nothing of range 1") {
+				t.Errorf("opened: %v", err)
+			}
+		})
+	}
+}
+
+// The question's own checks: a stranger gets no answer, a follower its term at once.
+func TestRebuildQuestions(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	leader := c.leader(base.DefaultRange)
+	ask := func(m *member, of base.ReplicaID) (reply wire.RebuildReply, err error) {
+		body, err := await(t, func(done func([]byte, error)) {
+			q := wire.Rebuild{Replica: of}
+			leader.store.Call(m.id, wire.MethodRebuild, base.DefaultRange, q.Append(nil), time.Second, done)
+		})
+		if err == nil {
+			err = reply.Decode(body)
+		}
+		return reply, err
+	}
+	for _, m := range c.members {
+		if m == leader {
+			continue
+		}
+		until(t, "word of the leader", func() bool { return m.store.Replica(base.DefaultRange).Leader == leader.id })
+		if r, err := ask(m, base.ReplicaID(leader.id)); err != nil || !r.Whole || r.Orderer || r.Term == 0 {
+			t.Errorf("a follower: %+v, %v", r, err)
+		}
+		if _, err := ask(m, 9); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("a stranger: %v", err)
+		}
+		if _, err := ask(m, base.ReplicaID(m.id)); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("it asks itself: %v", err)
+		}
+	}
+}
