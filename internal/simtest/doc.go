@@ -6,13 +6,14 @@
 //
 // # Running
 //
-//	go test ./internal/simtest                                 a few dozen seeds
-//	go test ./internal/simtest -run Seeds -seeds 2000 -first 1 more of them
-//	go test ./internal/simtest -run Seeds -simtime 5m          longer faults per seed
-//	go test ./internal/simtest -run Seeds -seed 17 -v          replay one, with its whole trace
+//	go test ./internal/simtest                         everything, with a dozen seeds
+//	go test ./internal/simtest -v -search 5m -procs 2  seeds in processes of their own, for 5 minutes
+//	go test ./internal/simtest -seed 17                replay one; with -v its whole trace
+//	go test ./internal/simtest -run Seeds -seeds 2000  so many, one after the other
 //
-// A violation reports its seed and the last lines of the trace. Replay it with -seed, and
-// with the same -simtime if one was given.
+// With -simtime 5m faults last longer; -first says from which seed on. A violation reports
+// its seed, the command that replays it, and the last lines of the trace. More is in
+// docs/SIMULATION.md.
 //
 // # What happens in a run
 //
@@ -21,10 +22,13 @@
 // read snapshots at timestamps and ask for them again elsewhere, and raise the history
 // horizon; publishers publish events
 // that fall due now or later; members of two groups ack most of what they get. Meanwhile
-// nodes crash, at once or in the middle of a turn, lose what was not synced, and restart;
-// all lose power together; disks fail; nodes pause; the network is cut, in one direction
-// or both, delays, loses, repeats and reorders; one wall clock at a time steps; leaders are
-// told to hand over. In the end everything heals and the cluster gets time to settle.
+// nodes are killed or lose power, at once, in the middle of a turn or on the way back, lose
+// what was not synced, and restart; all lose power together; a disk fails once, in a write,
+// a sync or a flush, or is slow; nodes pause; the network is cut, in one direction or both,
+// delays, loses, repeats and reorders; one wall clock at a time steps; leaders are told to
+// hand over. Queues, caches and messages are as small as the seed says. In the end
+// everything heals and the cluster gets time to settle. A test that ran a dozen seeds fails
+// if any fault never struck.
 //
 // # What is checked (numbers are those of DESIGN.md's invariants)
 //
@@ -36,7 +40,10 @@
 //   - 5: a group's cursor, as a function of the applied index, never falls.
 //   - 7: replicas apply the same entries at the same indexes, no two lead in one term, and
 //     in the end their states are equal to the byte.
+//   - S6: a node whose disk failed stops.
 //   - K8: below an acknowledged horizon nothing is read.
+//   - 10: no slice and no map that a node's store reaches holds more than its limits say, and
+//     logs are truncated.
 //   - 11: snapshots at a timestamp read the same at any replica later.
 //   - The cluster recovers once faults end, no replica calls itself broken, and none
 //     keeps the others busy without end.

@@ -200,7 +200,12 @@ func (w *World) ask(gw *node, to base.NodeID, m wire.Method, r base.RangeID, bod
 	timeout := w.between(100*time.Millisecond, 900*time.Millisecond)
 	inside(w, gw, timeout+300*time.Millisecond, func(answer func([]byte, error)) {
 		gw.store.Call(to, m, r, append([]byte(nil), body...), timeout, answer)
-	}, done)
+	}, func(b []byte, err error) {
+		if fault.KindOf(err) == fault.Busy {
+			w.count.Busy++
+		}
+		done(b, err)
+	})
 }
 
 // backoff is how long a client waits before it tries again.
@@ -220,7 +225,40 @@ func (w *World) operation(client int, in lincheck.Input) func(lincheck.Output) {
 		default:
 			w.count.Writes++
 		}
-		w.tracef("client %d: %+v → %+v", client, in, out)
+		w.tracef("client %d: %s", client, inWords(in, out))
 		end(out)
 	}
+}
+
+// inWords tells of an operation as one would.
+func inWords(in lincheck.Input, out lincheck.Output) string {
+	var s string
+	switch in.Op {
+	case lincheck.Get:
+		s = "get " + in.Key
+	case lincheck.Put:
+		s = fmt.Sprintf("put %s %q", in.Key, in.Value)
+	case lincheck.Delete:
+		s = "delete " + in.Key
+	case lincheck.CompareSwap:
+		s = fmt.Sprintf("swap %s %q for %q", in.Key, in.Expect, in.Value)
+		if in.Absent {
+			s = fmt.Sprintf("create %s %q", in.Key, in.Value)
+		}
+	}
+	switch {
+	case out.Unknown:
+		return s + " → unknown"
+	case out.Refused:
+		return s + " → not done"
+	case in.Op == lincheck.Get && out.Present:
+		return fmt.Sprintf("%s → %q", s, out.Value)
+	case in.Op == lincheck.Get:
+		return s + " → none"
+	case in.Op == lincheck.CompareSwap && !out.Swapped:
+		return s + " → is another"
+	case in.Op == lincheck.Delete && !out.Present:
+		return s + " → was none"
+	}
+	return s + " → done"
 }

@@ -1,7 +1,6 @@
 package simtest
 
 import (
-	"errors"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -21,6 +20,7 @@ type nemesis struct {
 // faults hide one another.
 func (m *nemesis) start() {
 	w := m.w
+	w.harm = true
 	m.pace = w.between(150*time.Millisecond, 1500*time.Millisecond)
 	for _, k := range m.kinds() {
 		if w.chance(0.3) {
@@ -45,20 +45,28 @@ func (m *nemesis) kinds() []faultKind {
 	w := m.w
 	return []faultKind{
 		{6, func(n *node) {
-			w.tracef("nemesis: crash of node %d", n.id)
+			w.tracef("nemesis: power loss of node %d", n.id)
 			if n.up {
-				n.crash()
+				n.crash(w.partly)
+				n.restartLater()
+			}
+		}},
+		{4, func(n *node) {
+			w.tracef("nemesis: node %d is killed", n.id)
+			if n.up {
+				w.count.Kills++
+				n.crash(all)
 				n.restartLater()
 			}
 		}},
 		{10, func(n *node) {
-			n.armed = 1 + w.rng.IntN(60)
+			n.armed, n.survive = 1+w.rng.IntN(60), w.partly
+			if w.chance(0.3) {
+				n.survive = all
+			}
 			w.tracef("nemesis: node %d will die at its point %d", n.id, n.armed)
 		}},
-		{2, func(n *node) {
-			w.tracef("nemesis: node %d's disk will fail", n.id)
-			n.fail = errors.New("the simulated disk fails")
-		}},
+		{3, m.failDisk},
 		{1, func(*node) { m.powerCut() }},
 		{6, func(n *node) { n.pause(w.between(20*time.Millisecond, 3*time.Second)) }},
 		{6, func(*node) { m.partition() }},
@@ -70,7 +78,7 @@ func (m *nemesis) kinds() []faultKind {
 	}
 }
 
-func (m *nemesis) stop() { m.stopped = true }
+func (m *nemesis) stop() { m.stopped, m.w.harm = true, false }
 
 // later runs f unless the faults are over by then.
 func (m *nemesis) later(lo, hi time.Duration, f func()) {
@@ -89,7 +97,15 @@ func (m *nemesis) strike() {
 	m.later(m.pace/10, 2*m.pace, m.strike)
 }
 
+// failDisk makes one step of a node's disks fail, once.
+func (m *nemesis) failDisk(n *node) {
+	steps := [...]string{"any", "log commit", "log sync", "log sync", "log sync", "state commit", "state flush", "state stage", "state ingest"}
+	n.failAt = steps[m.w.rng.IntN(len(steps))]
+	m.w.tracef("nemesis: node %d's disk will fail at its next %s", n.id, n.failAt)
+}
+
 func (m *nemesis) slowDisk(n *node) {
+	m.w.count.SlowDisks++
 	n.slow = m.w.between(time.Millisecond, 40*time.Millisecond)
 	m.w.tracef("nemesis: node %d's disk is slow, %v a turn", n.id, n.slow)
 	m.later(time.Second, 3*time.Second, func() { n.slow = 0 })
@@ -100,7 +116,7 @@ func (m *nemesis) powerCut() {
 	m.w.count.PowerCuts++
 	for _, n := range m.w.nodes {
 		if n.up {
-			n.crash()
+			n.crash(m.w.partly)
 			n.restartLater()
 		}
 	}
@@ -219,7 +235,7 @@ func (w *World) settle() {
 	w.healNetwork()
 	w.partition(nil)
 	for _, n := range w.nodes {
-		n.armed, n.fail, n.slow, n.clock.step = 0, nil, 0, 0
+		n.armed, n.failAt, n.slow, n.clock.step = 0, "", 0, 0
 		if n.paused {
 			n.resume()
 		}
@@ -230,6 +246,9 @@ func (w *World) settle() {
 		w.violated("the cluster did not recover within %v: %s", settleTime, w.load.unsettled())
 	}
 	w.runUntil(w.mono().Add(settleTime), w.level)
+	if len(w.broken) == 0 && !w.level() {
+		w.violated("replicas still lag behind one another %v after all was well", settleTime)
+	}
 }
 
 // level says that no replica is behind another.
@@ -239,6 +258,9 @@ func (w *World) level() bool {
 		var mark base.LogMark
 		for j, rep := range d.Replicas {
 			n := w.node(rep.Node)
+			if !n.up {
+				return false
+			}
 			v := n.store.Replica(d.Range)
 			if j > 0 && v.Applied != mark {
 				return false

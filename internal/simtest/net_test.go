@@ -15,7 +15,21 @@ import (
 func (w *World) buildNetwork() {
 	w.repl = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 2), w.now)
 	w.calls = transport.NewNetwork(rand.NewPCG(w.cfg.Seed, 3), w.now)
-	w.repl.Trace(w.traceMessage)
+	newest := make(map[[3]int]uint64) // sequence of the newest message that arrived, by lane
+	w.repl.Trace(func(e transport.TraceEvent) {
+		w.traceMessage(e)
+		switch lane := [3]int{int(e.From), int(e.To), int(e.Class)}; e.Kind {
+		case transport.TraceLost:
+			w.count.Lost++
+		case transport.TraceDuplicated:
+			w.count.Duplicated++
+		case transport.TraceDelivered:
+			if e.Seq < newest[lane] {
+				w.count.Overtaken++
+			}
+			newest[lane] = max(e.Seq, newest[lane])
+		}
+	})
 	w.lost = make(map[[2]base.NodeID]bool)
 	w.calls.Trace(func(e transport.TraceEvent) {
 		w.traceMessage(e)
@@ -35,6 +49,7 @@ func (w *World) peerLost(n, peer base.NodeID) {
 		return
 	}
 	w.lost[link] = true
+	w.count.Reset++
 	w.after(w.between(time.Millisecond, 500*time.Millisecond), func() {
 		delete(w.lost, link)
 		node := w.node(n)

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -41,9 +42,14 @@ type node struct {
 	workers []worker
 	net     *port
 
-	armed int   // the process dies at the armed-th point from now; 0: not armed
-	fail  error // the next write of a disk fails with it
-	seen  map[base.RangeID]*progress
+	armed   int           // the process dies at the armed-th point from now; 0: not armed
+	armedAt string        // only points of this name count; "": all do
+	survive func(int) int // what of the log's unsynced commits a death leaves; see engine.Mem
+	points  int           // passed since the run began
+	failAt  string        // the disk step that fails next, once; "any" for any; "": none
+	failed  bool          // a disk of this life failed in a step after which the node must stop
+	dying   bool          // the store said that it can't go on
+	seen    map[base.RangeID]*progress
 
 	stampCalls map[uint64]bool // for a planted bug
 }
@@ -58,7 +64,7 @@ type worker struct {
 type died struct{ node base.NodeID }
 
 func newNode(w *World, id base.NodeID) *node {
-	n := &node{w: w, id: id, clock: nodeClock{w: w}}
+	n := &node{w: w, id: id, clock: nodeClock{w: w}, survive: none}
 	// Honest clocks are up to honestOffset off and drift by up to 200 ppm.
 	n.clock.offset = w.between(-honestOffset, honestOffset)
 	n.clock.ppm = w.rng.Int64N(401) - 200
@@ -70,19 +76,35 @@ func newNode(w *World, id base.NodeID) *node {
 // diskStep is asked by an engine before each step of a write.
 func (n *node) diskStep(disk string) func(engine.Op) error {
 	return func(op engine.Op) error {
-		n.point(disk + " " + string(op))
-		if err := n.fail; err != nil && n.inside {
-			n.w.tracef("node %d: its %s disk fails at %s", n.id, disk, op)
-			n.w.count.DiskErrors++
-			return err
+		step := disk + " " + string(op)
+		n.point(step)
+		if !n.inside || n.failAt == "" || n.failAt != step && n.failAt != "any" {
+			return nil
 		}
-		return nil
+		n.failAt = ""
+		n.w.tracef("node %d: its %s disk fails at %s", n.id, disk, op)
+		switch op {
+		case engine.OpSync:
+			n.w.count.SyncErrors++
+		case engine.OpStage: // a part of a snapshot, which is sent again
+			n.w.count.DiskErrors++
+			return errDisk
+		}
+		n.w.count.DiskErrors++
+		n.failed = true
+		return errDisk
 	}
 }
 
+var errDisk = errors.New("the simulated disk fails")
+
 // point is a place where the process may die.
 func (n *node) point(where string) {
-	if n.armed == 0 || !n.inside {
+	if !n.inside {
+		return
+	}
+	n.points++
+	if n.armed == 0 || n.armedAt != "" && n.armedAt != where {
 		return
 	}
 	if n.armed--; n.armed == 0 {
@@ -100,7 +122,7 @@ func (n *node) start() {
 	n.life++
 	n.w.tracef("node %d starts, life %d", n.id, n.life)
 	n.clock.boot()
-	n.up, n.paused, n.slow = true, false, 0
+	n.up, n.paused, n.slow, n.failed, n.dying = true, false, 0, false, false
 	n.inbox, n.store, n.workers = nil, nil, nil
 	n.seen = make(map[base.RangeID]*progress)
 	n.net = n.w.attach(n)
@@ -130,7 +152,7 @@ func (n *node) open() error {
 		Workers: 1 + int(n.id)%2, Log: logs, Engine: n.w.cfg.Plant.stateEngine(n), Transport: n.net,
 		Oracle:      oracle.Options{MaxClockOffsetMS: 500},
 		Dispatch:    dispatch.Options{AckTimeout: ackTimeout, SessionTimeout: sessionSilent},
-		KeepEntries: n.w.keepEntries, Logger: n.w.logger(n.id),
+		KeepEntries: n.w.keepEntries, Limits: n.w.limits, Logger: n.w.logger(n.id),
 		SystemNodes: func() []base.NodeID { return n.w.systemNodes() },
 		Background:  func(f func()) { f() },
 		Fatal:       n.fatal,
@@ -144,12 +166,26 @@ func (n *node) open() error {
 }
 
 // fatal is where the store says that it can't go on: right if a disk failed, else a
-// violation (S6).
+// violation (S6). It takes the process a moment to end, in which its other parts run.
 func (n *node) fatal(err error) {
-	if n.fail == nil {
+	if !n.failed {
 		n.w.violated("node %d calls itself broken: %v", n.id, err)
 	}
-	panic(died{n.id})
+	if n.store == nil || !n.failed {
+		panic(died{n.id})
+	}
+	if n.dying {
+		return
+	}
+	n.w.tracef("node %d stops: %v", n.id, err)
+	n.dying = true
+	life := n.life
+	n.w.after(n.w.between(time.Microsecond, 30*time.Millisecond), func() {
+		if n.up && n.life == life {
+			n.crash(n.w.partly)
+			n.restartLater()
+		}
+	})
 }
 
 // enter runs code of the node's process, which may die in it.
@@ -167,11 +203,14 @@ func (n *node) enter(f func()) {
 			if d, ok := r.(died); !ok || d.node != n.id {
 				panic(r)
 			}
-			n.crash()
+			n.crash(n.survive)
 			n.restartLater()
 		}
 	}()
 	f()
+	if n.failed && !n.dying {
+		n.w.violated("S6: node %d goes on although its disk failed", n.id)
+	}
 	n.reschedule()
 }
 
@@ -305,23 +344,40 @@ func (n *node) resume() {
 	n.enter(func() {})
 }
 
-// crash takes the power away: what was not synced is lost, but for a part of the log
-// that happened to reach the disk.
-func (n *node) crash() {
+// crash ends the process and loses what was not durable. survive says how many of the
+// commits that the log's disk was given and not told to sync are there afterwards: see
+// none, all and partly.
+func (n *node) crash(survive func(int) int) {
 	if !n.up {
 		return
 	}
 	n.w.tracef("node %d is down", n.id)
 	n.w.count.Crashes++
-	n.up, n.armed, n.fail = false, 0, nil
+	n.up, n.armed, n.armedAt, n.failAt = false, 0, "", ""
 	n.w.detach(n)
-	n.log = n.log.Crash(func(k int) int { return n.w.rng.IntN(k + 1) })
+	n.log = n.log.Crash(survive)
 	n.state = n.state.Crash(nil)
 	n.store, n.workers, n.inbox = nil, nil, nil
 }
 
+// A power cut leaves nothing unsynced, or what happened to reach the disk; a process that
+// is killed leaves all that it wrote.
+func none(int) int                { return 0 }
+func all(k int) int               { return k }
+func (w *World) partly(k int) int { return w.rng.IntN(k + 1) }
+
+// restartLater starts the process again in a while. Now and then it dies again on the way.
 func (n *node) restartLater() {
-	n.w.after(n.w.between(50*time.Millisecond, 4*time.Second), n.start)
+	if n.w.manual {
+		return
+	}
+	n.w.after(n.w.between(50*time.Millisecond, 4*time.Second), func() {
+		if !n.up && n.w.harm && n.w.chance(0.1) {
+			n.armed, n.survive = 1+n.w.rng.IntN(25), n.w.partly
+			n.w.count.RecoveryCrashes++
+		}
+		n.start()
+	})
 }
 
 func (n *node) String() string { return fmt.Sprintf("node %d", n.id) }

@@ -11,6 +11,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/lincheck"
+	"github.com/almanacdb/almanac/internal/store"
 	"github.com/almanacdb/almanac/internal/transport"
 )
 
@@ -18,6 +19,7 @@ import (
 type Config struct {
 	Seed   uint64
 	Faults time.Duration // how long clients run under faults; default 30 s
+	Nodes  int           // default by seed
 	Plant  Plant
 	Dir    string // where a drawing of a history that is not linearizable goes
 	// Trace gets every line of the trace; nil keeps only the last ones.
@@ -46,18 +48,24 @@ type World struct {
 	second clock.Mono // of true time, and what happened in it so far
 	steps  int
 
-	keepEntries uint64        // see store.Options
+	manual bool // a script says when a node starts again
+	harm   bool // faults are not over
+
+	keepEntries uint64 // see store.Options
+	limits      store.Limits
 	flushEvery  time.Duration // about, of the state stores
 }
 
 // Counts says what a run went through, so that a test can tell that it was no idle one.
 type Counts struct {
-	Crashes, PowerCuts, PointCrashes, DiskErrors, Pauses, Partitions, OneWayCuts int
-	BadLinks, WallSteps, Transfers, Restarts                                     int
-	Writes, Reads, Snapshots, Unknown, Refused                                   int // of keys, by clients
-	FollowerReads, SnapshotsAgain, Compactions, Compacted                        int
-	Published, Delivered, Repeated, Acked                                        int // of events
-	Leaders, Installs, Applied, Turns, Messages, Truncations                     int
+	Crashes, Kills, PowerCuts, PointCrashes, RecoveryCrashes, Restarts    int
+	DiskErrors, SyncErrors, SlowDisks                                     int // SyncErrors are among DiskErrors
+	Pauses, WallSteps, Transfers                                          int
+	Partitions, OneWayCuts, BadLinks, Lost, Duplicated, Overtaken, Reset  int // the last four are messages and connections
+	Writes, Reads, Snapshots, Unknown, Refused                            int // of keys, by clients
+	FollowerReads, SnapshotsAgain, Compactions, Compacted, Busy           int
+	Published, Delivered, Repeated, Acked                                 int // of events
+	Leaders, Installs, Applied, Turns, Messages, Truncations, MemoryLooks int
 }
 
 // add adds up runs.
@@ -96,7 +104,14 @@ func newWorld(cfg Config) *World {
 	w.buildNetwork()
 	w.keepEntries = 4 << w.rng.IntN(5)
 	w.flushEvery = w.between(100*time.Millisecond, 8*time.Second)
+	w.limits = store.Limits{
+		Mailbox: 64 << w.rng.IntN(6), MaxQueued: 2 << w.rng.IntN(10), CacheBytes: 256 << w.rng.IntN(10),
+		MaxMessageBytes: 512 << w.rng.IntN(8), MaxInflightMessages: 2 << w.rng.IntN(8), MaxUncommittedBytes: 1024 << w.rng.IntN(8),
+	}
 	n := [...]int{1, 3, 3, 3, 5, 5}[w.rng.IntN(6)]
+	if cfg.Nodes != 0 {
+		n = cfg.Nodes
+	}
 	for i := range n {
 		w.nodes = append(w.nodes, newNode(w, base.NodeID(i+1)))
 	}
@@ -119,6 +134,7 @@ func Run(cfg Config) (res Result) {
 	}()
 	w.start()
 	w.load.start(w)
+	w.lookAtMemory()
 	nemesis := &nemesis{w: w}
 	nemesis.start()
 	w.runFor(cfg.faults())

@@ -134,11 +134,13 @@ func (s *Store) newReplica(st *command.State, hs effect.HardState, restarted boo
 			config.Voters = append(config.Voters, r.Replica)
 		}
 	}
-	log := s.opts.Log.Log(d.Range)
+	log, limits := s.opts.Log.Log(d.Range), s.opts.Limits
 	m, err := raft.New(raft.Options{
 		Range: d.Range, Replica: st.Replica, Config: config, HardState: hs, Applied: st.Applied.Index, Log: log,
 		Tick: s.opts.Tick, ElectionTicks: s.opts.ElectionTicks, HeartbeatTicks: s.opts.HeartbeatTicks,
 		Restarted: restarted, Now: s.opts.Clock.Mono(), Logger: s.opts.Logger,
+		CacheBytes: limits.CacheBytes, MaxMessageBytes: limits.MaxMessageBytes,
+		MaxInflightMessages: limits.MaxInflightMessages, MaxUncommittedBytes: limits.MaxUncommittedBytes,
 	})
 	if err != nil {
 		return nil, err
@@ -146,6 +148,7 @@ func (s *Store) newReplica(st *command.State, hs effect.HardState, restarted boo
 	o := replica.Options{
 		State: st, Node: s.opts.Node, Machine: m, Log: log, Engine: s.opts.Engine, Env: s,
 		Dispatch: s.opts.Dispatch, Logger: s.opts.Logger, KeepEntries: s.opts.KeepEntries,
+		MaxQueued: s.opts.Limits.MaxQueued,
 	}
 	if d.Range == base.SystemRange {
 		o.Oracle = oracle.New(s.opts.Oracle)

@@ -40,6 +40,7 @@ type Options struct {
 	Oracle         oracle.Options
 	Dispatch       dispatch.Options
 	KeepEntries    uint64 // see replica.Options
+	Limits         Limits
 	Logger         *slog.Logger
 	// SystemNodes returns where the system range's replicas were last known to be.
 	SystemNodes func() []base.NodeID
@@ -54,6 +55,17 @@ type Options struct {
 	Calls Handler
 	// Fatal is called when the node can't go on: it must stop (S6).
 	Fatal func(error)
+}
+
+// Limits bound what a node holds in memory, whatever it stores and however much is asked of
+// it. A field that is 0 means the default of the package that it belongs to.
+type Limits struct {
+	Mailbox             int // items that wait for a worker; see host.Options
+	MaxQueued           int // requests that wait in a range; see replica.Options
+	CacheBytes          int // of each range, like those below; see raft.Options
+	MaxMessageBytes     int
+	MaxInflightMessages int
+	MaxUncommittedBytes int
 }
 
 // ElectionTimeout is the least time without a leader's word before an election.
@@ -125,7 +137,7 @@ func Open(o Options) (*Store, error) {
 	for range 1 + o.Workers {
 		s.workers = append(s.workers, host.NewWorker(host.Options{
 			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Transport: o.Transport,
-			Fatal: o.Fatal, Dropped: s.dropped,
+			Mailbox: o.Limits.Mailbox, Fatal: o.Fatal, Dropped: s.dropped,
 		}))
 	}
 	return s, s.recover()

@@ -173,6 +173,7 @@ func (n *Network) send(l lane, f *Faults, m *wire.Message) {
 		again := *p
 		again.frame = slices.Clone(p.frame)
 		again.seq = n.nextSeq()
+		n.note(TraceDuplicated, &again, m)
 		n.schedule(&again, f)
 	}
 }

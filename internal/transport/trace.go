@@ -16,7 +16,8 @@ const (
 	TraceSent TraceKind = iota + 1
 	TraceDelivered
 	TraceLost
-	TraceRefused // a whole Send, for want of capacity; it has no message
+	TraceRefused    // a whole Send, for want of capacity; it has no message
+	TraceDuplicated // it will arrive a second time
 )
 
 // TraceEvent is one step of a Network. Message must not be kept or changed.
@@ -40,7 +41,7 @@ func (n *Network) note(k TraceKind, p *packet, m *wire.Message) {
 
 // String returns one line without a line end.
 func (e TraceEvent) String() string {
-	kind := [...]string{"", "sent", "delivered", "lost", "refused"}[e.Kind]
+	kind := [...]string{"", "sent", "delivered", "lost", "refused", "duplicated"}[e.Kind]
 	s := fmt.Sprintf("%d %s #%d %d→%d %s", e.At, kind, e.Seq, e.From, e.To, e.Class)
 	switch m := e.Message; {
 	case m == nil:
