@@ -54,18 +54,23 @@ type Message struct {
 	ConfigEpoch uint64
 }
 
-// Ready is all that a group's machine wants done since the last time. The host sends
-// Early, saves HardState and Entries (one synced commit), sends Late, hands Committed
-// to apply, then calls Advance. With Snapshot set, the host installs it before the save.
+// Ready is all that a group's machine wants done since the last time. The host installs
+// Snapshot, sends Early, and hands Committed to apply; it says with Applied that this was
+// done. If Save is set it also saves HardState and Entries, sends Late once they are
+// durable, and then tells the machine with Saved. Saves end in the order of their Readys,
+// and the machine may be asked for the next Ready before they do.
 type Ready struct {
 	HardState *HardState // nil if unchanged
 	Entries   []base.Entry
 	Snapshot  *SnapshotMeta
+	// Save asks for a call of Saved. Even with nothing to save, it comes after the saves
+	// before it: Late may speak of what they hold.
+	Save bool
 	// MustSync is false when nothing but the commit index changed; then no save is
 	// needed for its own sake (S4).
 	MustSync  bool
-	Early     []Message // a leader's appends and heartbeats: may leave before the save
-	Late      []Message // everything else: only after the save
+	Early     []Message // may leave before the save
+	Late      []Message // votes, and acknowledgements of appends: only after the save
 	Committed []base.Entry
 }
 

@@ -1,9 +1,10 @@
 // Package host runs replicas: a fixed number of workers own them by range id. One turn
-// of a worker drains its mailbox, steps machines, sends what may leave early, does one
-// log-store commit for all that has something to save, sends the rest, and hands
-// committed entries to apply. A turn is a plain function of its inputs, so that a
-// simulator calls the same code. The package refuses to know what a replica does with
-// its turn.
+// of a worker drains its mailbox, steps machines, sends what may leave early, hands what
+// is to be saved to the node's committer, and hands committed entries to apply. The
+// committer writes the batches of all workers in order, with one sync for all that wait,
+// sends what had to wait for it, and tells the workers. Turns and commits are plain
+// functions of their inputs, so that a simulator calls the same code. The package refuses
+// to know what a replica does with its turn.
 package host
 
 import (
@@ -35,9 +36,12 @@ type Resident interface {
 	Poke(now clock.Mono)
 	// Collect steps the machine's effects into the turn.
 	Collect(now clock.Mono, t *Turn)
-	// Finish applies what was committed; all that the turn collected has been saved.
-	// It returns true if another turn should follow at once.
+	// Finish applies what was committed. It returns true if another turn should follow at
+	// once.
 	Finish(now clock.Mono) bool
+	// Saved is called in a later turn, when what a turn collected is durable, if that turn
+	// was asked to tell: once for each such turn, in their order.
+	Saved(now clock.Mono)
 	// Stop answers whoever still waits; the replica gets no more calls.
 	Stop()
 }
@@ -46,18 +50,21 @@ type Resident interface {
 type Turn struct {
 	Batch *logstore.Batch
 	early outbox
-	late  outbox
-	sync  bool
+	save  save
 }
 
 // MustSync asks for a synced commit of the turn's batch.
-func (t *Turn) MustSync() { t.sync = true }
+func (t *Turn) MustSync() { t.save.sync = true }
+
+// TellSaved asks for a call of r's Saved once the turn's batch is durable, or, if it needs
+// no sync, once those before it are.
+func (t *Turn) TellSaved(r Resident) { t.save.tell = append(t.save.tell, r) }
 
 // SendEarly queues a message that may leave before the save.
 func (t *Turn) SendEarly(to base.NodeID, m *effect.Message) { t.early.add(to, m) }
 
 // SendLate queues a message that must not leave before the save.
-func (t *Turn) SendLate(to base.NodeID, m *effect.Message) { t.late.add(to, m) }
+func (t *Turn) SendLate(to base.NodeID, m *effect.Message) { t.save.late.add(to, m) }
 
 // outbox groups messages by node, in order of first use.
 type outbox struct {
@@ -87,10 +94,11 @@ type Options struct {
 	Clock     clock.Clock
 	Tick      time.Duration
 	Log       *logstore.Store
+	Committer *Committer // of the node
 	Transport transport.Transport
 	Mailbox   int // items; default 65,536
-	// Fatal is told, once, why the worker takes no more turns: the log store failed, or
-	// a replica panicked. The node must stop (S6).
+	// Fatal is told, once, that a replica panicked: the worker takes no more turns, and
+	// the node must stop.
 	Fatal func(error)
 	// Dropped is told of an item whose range is not here.
 	Dropped func(base.RangeID, any)
@@ -188,7 +196,11 @@ func (w *Worker) Turn() bool {
 	// that is valid at now was valid after the request arrived (T1, K4).
 	now := w.opts.Clock.Mono()
 	for _, m := range mails {
-		if m.run != nil {
+		if w.failed {
+			w.leave(m)
+		} else if m.saved != nil {
+			w.saved(now, m.saved)
+		} else if m.run != nil {
 			m.run(w)
 		} else if r, ok := w.residents[m.rng]; ok {
 			w.running = m.rng
@@ -199,19 +211,50 @@ func (w *Worker) Turn() bool {
 			w.opts.Dropped(m.rng, m.item)
 		}
 	}
+	if w.failed {
+		return false
+	}
 	w.tickAndPoke(now)
-	w.turn.Batch, w.turn.sync = w.opts.Log.NewBatch(), false
+	w.turn.Batch = w.opts.Log.NewBatch()
 	for _, r := range w.active {
 		w.running = r.Range()
 		r.Collect(now, &w.turn)
 	}
 	w.running = 0
 	w.turn.early.flush(w.opts.Transport)
-	if !w.commit() {
-		return false
-	}
-	w.turn.late.flush(w.opts.Transport)
+	w.submit()
 	return w.finish(now)
+}
+
+// submit hands what the turn wants saved to the committer.
+func (w *Worker) submit() {
+	t := &w.turn
+	s := t.save
+	t.save = save{}
+	if t.Batch.Empty() && len(s.tell) == 0 && len(s.late.nodes) == 0 {
+		t.Batch.Close()
+		return
+	}
+	t.Batch.Seal()
+	s.worker, s.batch = w, t.Batch
+	w.opts.Committer.submit(&s)
+}
+
+// saved tells the residents of an earlier turn that it is durable.
+func (w *Worker) saved(now clock.Mono, s *save) {
+	if s.err != nil {
+		w.failed = true // the committer told why
+		return
+	}
+	s.batch.Publish()
+	for _, r := range s.tell {
+		if w.residents[r.Range()] == r {
+			w.running = r.Range()
+			r.Saved(now)
+			w.running = 0
+			w.activate(r)
+		}
+	}
 }
 
 func (w *Worker) tickAndPoke(now clock.Mono) {
@@ -235,18 +278,6 @@ func (w *Worker) tickAndPoke(now clock.Mono) {
 	w.running = 0
 }
 
-func (w *Worker) commit() bool {
-	if w.turn.Batch.Empty() {
-		w.turn.Batch.Close()
-		return true
-	}
-	if err := w.turn.Batch.Commit(w.turn.sync); err != nil {
-		w.fail(err)
-		return false
-	}
-	return true
-}
-
 func (w *Worker) fail(err error) {
 	w.failed = true
 	w.opts.Fatal(err)
@@ -268,7 +299,7 @@ func (w *Worker) guarded() (again bool) {
 
 // panicked makes a panic the worker's end.
 func (w *Worker) panicked(cause any) {
-	if w.turn.Batch != nil {
+	if w.turn.Batch != nil && !w.turn.Batch.Sealed() {
 		w.turn.Batch.Close()
 	}
 	where := "a worker"
@@ -310,8 +341,8 @@ func (w *Worker) NextWake(now clock.Mono) clock.Mono {
 // Pending says whether mail waits for the next turn, for a simulator.
 func (w *Worker) Pending() bool { return w.box.pending() }
 
-// Failed says that the log store failed or a replica panicked: the worker takes no more
-// turns.
+// Failed says that the worker was told that the log store failed, or that a replica
+// panicked: it takes no more turns.
 func (w *Worker) Failed() bool { return w.failed }
 
 // Run takes turns until Close. It is the worker's goroutine and owns its residents.
@@ -343,14 +374,19 @@ func (w *Worker) Run() {
 func (w *Worker) stopAll() {
 	w.box.close()
 	for _, m := range w.box.drain() {
-		if m.run != nil {
-			m.run(w)
-		} else if w.opts.Dropped != nil {
-			w.opts.Dropped(m.rng, m.item)
-		}
+		w.leave(m)
 	}
 	for _, id := range slices.Clone(w.order) {
 		w.stop(id)
+	}
+}
+
+// leave answers mail that comes too late for a turn.
+func (w *Worker) leave(m mail) {
+	if m.run != nil {
+		m.run(w)
+	} else if m.saved == nil && w.opts.Dropped != nil {
+		w.opts.Dropped(m.rng, m.item)
 	}
 }
 

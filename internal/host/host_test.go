@@ -26,6 +26,7 @@ type bench struct {
 	clock   *clock.Manual
 	log     *logstore.Store
 	w       *Worker
+	c       *Committer
 	trace   []string
 	fatal   []error
 	fail    map[engine.Op]error
@@ -44,6 +45,8 @@ func newBench(t *testing.T, o Options) *bench {
 	}
 	o.Clock, o.Tick, o.Log, o.Transport = b.clock, 100*time.Millisecond, b.log, b
 	o.Fatal = func(err error) { b.note("fatal"); b.fatal = append(b.fatal, err) }
+	b.c = NewCommitter(b, o.Fatal)
+	o.Committer = b.c
 	o.Dropped = func(r base.RangeID, item any) { b.note("dropped %d %v", r, item) }
 	b.w = NewWorker(o)
 	return b
@@ -81,7 +84,8 @@ func (b *bench) add(id base.RangeID) *fake {
 
 // settle takes turns until there is nothing to do, and forgets what happened.
 func (b *bench) settle() {
-	for b.w.Turn() {
+	for b.w.Turn() || b.c.Pending() {
+		b.c.Commit()
 	}
 	b.trace = nil
 }
@@ -110,6 +114,7 @@ func (f *fake) Tick(clock.Mono)                { f.act("tick") }
 func (f *fake) Wake(clock.Mono) clock.Mono     { return f.wake }
 func (f *fake) Poke(clock.Mono)                { f.wake = 0; f.act("poke") }
 func (f *fake) Stop()                          { f.act("stop") }
+func (f *fake) Saved(clock.Mono)               { f.act("saved") }
 
 func (f *fake) Collect(_ clock.Mono, t *Turn) {
 	if !f.quiet {
@@ -134,6 +139,7 @@ func (f *fake) saves(index uint64) {
 		l := f.b.log.Log(f.id)
 		t.Batch.Append(l, []base.Entry{{Index: index, Term: 1, Type: base.EntryNoop}})
 		t.MustSync()
+		t.TellSaved(f)
 		t.SendEarly(9, &effect.Message{Range: f.id, Index: index})
 		t.SendLate(8, &effect.Message{Range: f.id, Index: index})
 	}
@@ -154,17 +160,25 @@ func TestTurnOrder(t *testing.T) {
 		"2 deliver a", "1 deliver b", "2 deliver c",
 		"2 collect", "1 collect", "3 collect",
 		"send to 9: 2/1 1/1", // before the save, one batch a node
-		"commit", "sync",     // one for all
-		"send to 8: 2/1 1/1",
 		"2 finish", "1 finish", "3 finish",
 	)
 	// Nothing came: nobody is asked, nothing is saved or sent again.
 	b.w.Turn()
 	b.wants()
+	b.c.Commit()
+	b.wants("commit", "sync", "send to 8: 2/1 1/1") // one for all
+	for _, f := range b.members {
+		f.collect = nil
+	}
+	b.w.Turn()
+	b.wants("2 saved", "1 saved", "2 collect", "1 collect", "2 finish", "1 finish")
 	// Only who got something takes part, and an empty batch is no commit.
 	b.w.Post(3, "d")
 	b.w.Turn()
 	b.wants("3 deliver d", "3 collect", "3 finish")
+	if b.c.Pending() {
+		t.Error("something is to be written")
+	}
 }
 
 func TestTurnWithoutSync(t *testing.T) {
@@ -173,16 +187,74 @@ func TestTurnWithoutSync(t *testing.T) {
 	f.quiet = true
 	f.collect = func(t *Turn) { t.Batch.SetHardState(b.log.Log(1), effect.HardState{Term: 2}) }
 	b.w.Turn()
+	b.c.Commit()
 	b.wants("commit")
 	// What one turn asked for does not stick to the next.
 	f.saves(1)
 	b.w.Post(1, "a")
 	b.w.Turn()
-	b.wants("1 deliver a", "send to 9: 1/1", "commit", "sync", "send to 8: 1/1")
 	f.collect = func(t *Turn) { t.Batch.SetHardState(b.log.Log(1), effect.HardState{Term: 3}) }
-	b.w.Post(1, "b")
+	b.c.Commit()
 	b.w.Turn()
-	b.wants("1 deliver b", "commit")
+	b.wants("1 deliver a", "send to 9: 1/1", "commit", "sync", "send to 8: 1/1", "1 saved")
+	b.c.Commit()
+	b.wants("commit")
+}
+
+// While one sync is under way turns go on; all that they want saved shares the next.
+func TestTurnsShareASync(t *testing.T) {
+	b := newBench(t, Options{})
+	other := NewWorker(b.w.opts)
+	f, g := b.add(1), &fake{b: b, id: 2}
+	other.Do(func(w *Worker) { w.Add(g) })
+	f.quiet, g.quiet = true, true
+	f.saves(1)
+	b.w.Turn()
+	f.saves(2)
+	b.w.Post(1, "a")
+	b.w.Turn()
+	g.saves(1)
+	other.Turn()
+	if last := b.log.Log(1).Last(); last != 0 {
+		t.Errorf("the log answers %d before it is written", last)
+	}
+	b.wants("send to 9: 1/1", "1 deliver a", "send to 9: 1/2", "send to 9: 2/1")
+	b.c.Commit()
+	b.wants("commit", "commit", "commit", "sync", "send to 8: 1/1", "send to 8: 1/2", "send to 8: 2/1")
+	f.collect, g.collect = nil, nil
+	b.w.Turn()
+	other.Turn()
+	b.wants("1 saved", "1 saved", "2 saved") // once for each turn
+	if last := b.log.Log(1).Last(); last != 2 {
+		t.Errorf("the log ends at %d", last)
+	}
+}
+
+// What is sent late with nothing to save still waits for the saves before it.
+func TestLateWithoutASave(t *testing.T) {
+	b := newBench(t, Options{})
+	f := b.add(1)
+	f.quiet = true
+	f.saves(1)
+	b.w.Turn()
+	f.collect = func(t *Turn) { t.SendLate(7, &effect.Message{Range: 1, Index: 5}) }
+	b.w.Post(1, "a")
+	b.w.Turn()
+	b.wants("send to 9: 1/1", "1 deliver a")
+	b.c.Commit()
+	b.wants("commit", "sync", "send to 8: 1/1", "send to 7: 1/5")
+}
+
+func TestARangeThatLeftIsNotTold(t *testing.T) {
+	b := newBench(t, Options{})
+	b.add(1).saves(1)
+	b.w.Turn()
+	b.c.Commit()
+	b.w.Do(func(w *Worker) { w.Remove(1) })
+	b.trace = nil
+	b.w.box.items[0], b.w.box.items[1] = b.w.box.items[1], b.w.box.items[0] // removed first
+	b.w.Turn()
+	b.wants("1 stop")
 }
 
 func TestFailedCommitEndsTheWorker(t *testing.T) {
@@ -191,14 +263,18 @@ func TestFailedCommitEndsTheWorker(t *testing.T) {
 		b.add(1).saves(1)
 		b.add(2)
 		b.fail[op] = errors.New("no room")
+		b.w.Turn()
+		b.c.Commit()
+		b.w.Post(1, "a")
 		if b.w.Turn() || !b.w.Failed() {
 			t.Fatal("goes on after its log failed")
 		}
-		want := []string{"1 collect", "2 collect", "send to 9: 1/1", "commit", "sync", "fatal"}
+		want := []string{"1 collect", "2 collect", "send to 9: 1/1", "1 finish", "2 finish", "commit", "sync", "fatal", "dropped 1 a"}
 		if op == engine.OpCommit {
-			want = slices.Delete(want, 4, 5)
+			want = slices.Delete(want, 6, 7)
 		}
-		b.wants(want...) // nothing late left, nothing was finished
+		b.wants(want...) // nothing late left, nothing was told or delivered
+		b.fail[op] = nil
 		b.w.Post(1, "a")
 		if b.w.Turn() {
 			t.Fatal("takes turns")
@@ -366,11 +442,13 @@ func TestRunAndClose(t *testing.T) {
 	b.w.opts.Clock = clock.NewSystem()
 	b.add(1).quiet = true
 	b.add(2).quiet = true
+	go b.c.Run()
 	go b.w.Run()
 	ran := make(chan struct{})
 	b.w.Do(func(*Worker) { close(ran) })
 	<-ran
 	b.w.Close()
+	b.c.Close()
 	if n := len(b.trace); n < 2 || !slices.Equal(b.trace[n-2:], []string{"1 stop", "2 stop"}) {
 		t.Errorf("ended with %v", b.trace)
 	}
@@ -387,14 +465,13 @@ func TestMailLeftBehindIsAnswered(t *testing.T) {
 	b.add(1).saves(1)
 	b.fail[engine.OpCommit] = errors.New("no room")
 	done := make(chan struct{})
-	b.w.opts.Fatal = func(error) { // in the turn: too late for it
-		b.w.Post(1, "a")
-		b.w.Do(func(w *Worker) { w.Remove(1); close(done) })
-	}
+	b.w.box.post(mail{saved: &save{err: errors.New("no room")}})
+	b.w.Post(1, "a")
+	b.w.Do(func(w *Worker) { w.Remove(1); close(done) })
 	go b.w.Run()
 	<-done
 	b.w.Close()
-	b.wants("1 collect", "send to 9: 1/1", "commit", "dropped 1 a", "1 stop")
+	b.wants("dropped 1 a", "1 stop")
 }
 
 func TestStopMayPanicToo(t *testing.T) {

@@ -8,9 +8,10 @@ import (
 
 // mail is one mailbox item: for a range's replica, or for the worker itself.
 type mail struct {
-	rng  base.RangeID
-	item any
-	run  func(*Worker) // set on mail to the worker
+	rng   base.RangeID
+	item  any
+	run   func(*Worker) // set on mail to the worker
+	saved *save         // set on mail from the committer
 	// answer says that the item answers what the replica asked for.
 	answer bool
 }
@@ -29,11 +30,11 @@ func newMailbox(limit int) *mailbox {
 	return &mailbox{limit: limit, signal: make(chan struct{}, 1)}
 }
 
-// post adds an item; false if the mailbox is full or closed. Answers, and items for the
-// worker itself, are few and never refused for fullness.
+// post adds an item; false if the mailbox is full or closed. Answers, what the committer
+// says, and items for the worker itself are few and never refused for fullness.
 func (b *mailbox) post(m mail) bool {
 	b.mu.Lock()
-	if b.closed || (m.run == nil && !m.answer && len(b.items) >= b.limit) {
+	if b.closed || (m.run == nil && m.saved == nil && !m.answer && len(b.items) >= b.limit) {
 		b.mu.Unlock()
 		return false
 	}

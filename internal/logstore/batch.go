@@ -8,15 +8,29 @@ import (
 )
 
 // Batch collects one turn's writes to any number of logs; they become durable together.
-// Errors of the writing methods are kept and returned by Commit. Not safe for
-// concurrent use; a log may stand in one open batch at a time.
+// Errors of the writing methods are kept and returned when it is written.
+//
+// A batch is filled and sealed by the worker that owns the logs, written by whoever
+// commits, and published by the worker again: what its logs answer changes only then.
+// Meanwhile the worker may fill the next one, which goes on from where this one ends;
+// batches that share a log are written and published in the order in which they were
+// sealed. Commit is all of it in one step.
 type Batch struct {
-	s    *Store
-	b    engine.Batch
-	logs []*Log
-	err  error
-	key  []byte // buffers, reused
-	val  []byte
+	s      *Store
+	b      engine.Batch
+	logs   []staged
+	sealed bool
+	err    error
+	key    []byte // buffers, reused
+	val    []byte
+}
+
+// staged is a log in a batch.
+type staged struct {
+	l      *Log
+	meta   meta   // what the log becomes; once sealed
+	before meta   // what it would have become without this batch
+	prev   *Batch // the sealed batch that came before, nil if there is none
 }
 
 // NewBatch returns an empty batch, to be committed or closed.
@@ -34,11 +48,14 @@ func (b *Batch) keep(err error) {
 // touch returns what l will be once the batch is committed, for the caller to change.
 func (b *Batch) touch(l *Log) *meta {
 	if l.b != b {
-		if l.b != nil {
+		switch {
+		case l.b == nil:
+			l.next = l.now
+		case !l.b.sealed:
 			b.keep(fault.New(fault.Internal, "log of range %d is written by two batches at once", l.r).OnRange(l.r))
 		}
-		l.b, l.next = b, l.now
-		b.logs = append(b.logs, l)
+		b.logs = append(b.logs, staged{l: l, before: l.next, prev: l.b})
+		l.b = b
 	}
 	return &l.next
 }
@@ -153,32 +170,65 @@ func (b *Batch) SetNode(record []byte) {
 	b.set(append(b.key[:0], keyNode), append(sealed(b.val), record...))
 }
 
-// Commit applies the batch; sync waits until it is durable. If it fails the logs answer
-// as before, and no later commit succeeds: what is on disk is not known (S6). An empty
+// Commit seals, writes and publishes the batch; sync waits until it is durable. An empty
 // batch does nothing. The batch is finished afterwards.
 func (b *Batch) Commit(sync bool) error {
 	defer b.Close()
-	if err := b.s.Failed(); err != nil {
+	b.Seal()
+	if err := b.Write(sync); err != nil {
 		return err
 	}
-	if b.err == nil && !b.b.Empty() {
-		b.err = b.b.Commit(sync)
-	}
-	if b.err != nil {
-		b.s.fail(b.err)
-		return b.err
-	}
-	for _, l := range b.logs {
-		l.now = l.next
-	}
+	b.Publish()
 	return nil
 }
 
-// Close drops a batch that was not committed; harmless after Commit.
+// Seal ends the filling of the batch. Until it is published, its logs go on in the next
+// one from here.
+func (b *Batch) Seal() {
+	for i := range b.logs {
+		b.logs[i].meta = b.logs[i].l.next
+	}
+	b.sealed = true
+}
+
+// Sealed says whether Seal was called.
+func (b *Batch) Sealed() bool { return b.sealed }
+
+// Write hands a sealed batch to the engine; sync waits until it is durable, and with it
+// all that was written before. If it fails, no later write succeeds: what is on disk is
+// not known (S6). It may run on another goroutine than the rest.
+func (b *Batch) Write(sync bool) error {
+	if err := b.s.Failed(); err != nil {
+		return err
+	}
+	err := b.err
+	if err == nil && !b.b.Empty() {
+		err = b.b.Commit(sync)
+	}
+	if err != nil {
+		b.s.fail(err)
+	}
+	return err
+}
+
+// Publish makes the logs answer what was written. The batch is finished afterwards.
+func (b *Batch) Publish() {
+	for _, w := range b.logs {
+		w.l.now = w.meta
+		if w.l.b == b {
+			w.l.b = nil
+		}
+	}
+	b.logs = nil
+	b.b.Close()
+}
+
+// Close drops a batch that was not published: its logs answer as before. Harmless
+// afterwards.
 func (b *Batch) Close() error {
-	for _, l := range b.logs {
-		if l.b == b {
-			l.b = nil
+	for _, w := range b.logs {
+		if w.l.b == b {
+			w.l.b, w.l.next = w.prev, w.before
 		}
 	}
 	b.logs = nil

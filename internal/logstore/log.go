@@ -24,14 +24,14 @@ type meta struct {
 }
 
 // Log is the handle of one range's log. One worker at a time uses a handle; different
-// handles may be used concurrently. What it answers changes only when a Commit of a
-// batch that wrote to it succeeds.
+// handles may be used concurrently. What it answers changes only when a batch that wrote
+// to it is published.
 type Log struct {
 	s    *Store
 	r    base.RangeID
 	now  meta
-	next meta   // what now becomes when batch commits
-	b    *Batch // the open batch that wrote to this log
+	next meta   // what now becomes when b is published
+	b    *Batch // the last batch that wrote to this log, until it is published
 }
 
 // Range returns the range that the log is of.

@@ -79,7 +79,8 @@ func (l *memLog) reset(mark base.LogMark) { *l = memLog{before: mark} }
 // peer is one replica with what it has saved.
 type peer struct {
 	id      base.ReplicaID
-	machine *Machine // nil while crashed
+	machine *Machine       // nil while crashed
+	saves   []effect.Ready // under way
 	log     *memLog
 	hard    effect.HardState
 	config  effect.Configuration
@@ -107,6 +108,7 @@ type cluster struct {
 	flights []flight
 	options func(*Options)
 
+	lazy      bool // disks take more than a turn for a save, now and then
 	cut       map[[2]base.ReplicaID]bool
 	latency   func() time.Duration // negative: lost
 	committed map[uint64]base.Entry
@@ -183,7 +185,17 @@ func (c *cluster) start(p *peer, restarted bool) {
 	}
 }
 
-func (c *cluster) crash(p *peer) { p.machine = nil }
+// crash loses what was not saved. A snapshot is installed before the log knows; the start
+// resets the log then (S4).
+func (c *cluster) crash(p *peer) {
+	for _, rd := range p.saves {
+		if rd.Snapshot != nil {
+			p.log.reset(rd.Snapshot.Mark)
+			p.hard.Term = max(p.hard.Term, rd.Snapshot.Mark.Term)
+		}
+	}
+	p.machine, p.saves = nil, nil
+}
 
 func (c *cluster) restart(id base.ReplicaID) {
 	c.crash(c.peer(id))
@@ -198,7 +210,7 @@ const (
 	crashBeforeApply
 )
 
-// turn is a host's turn: early messages, save, the rest, apply.
+// turn is a host's turn: early messages, apply, and the saves that the disk gets round to.
 func (c *cluster) turn(p *peer, crash int) {
 	for p.machine != nil && p.machine.HasReady() {
 		m := p.machine
@@ -207,23 +219,51 @@ func (c *cluster) turn(p *peer, crash int) {
 		}
 		rd := m.Ready(c.clock(p))
 		c.send(rd.Early)
-		if crash == crashBeforeSave {
-			c.crash(p)
-			return
-		}
 		if rd.Snapshot != nil {
 			if _, ok := c.committed[rd.Snapshot.Mark.Index]; !ok {
 				c.t.Fatalf("snapshot of %+v, which is not committed", rd.Snapshot.Mark)
 			}
-			p.log.reset(rd.Snapshot.Mark)
 			p.applied, p.config = rd.Snapshot.Mark.Index, rd.Snapshot.Config
+		}
+		if !rd.MustSync && (len(rd.Entries) > 0 || rd.Snapshot != nil) || rd.MustSync && !rd.Save {
+			c.t.Fatalf("entries or a snapshot without MustSync, or that without Save: %+v", rd)
+		}
+		if rd.Save {
+			p.saves = append(p.saves, rd)
+		}
+		if crash == crashBeforeApply {
+			c.crash(p)
+			return
+		}
+		for _, e := range rd.Committed {
+			if e.Index > p.log.Last() {
+				c.t.Fatalf("entry %d is applied before it is saved", e.Index)
+			}
+			c.commit(p, e)
+		}
+		m.Applied(rd.Committed)
+		c.save(p, crash)
+	}
+	if p.machine != nil {
+		c.save(p, crash)
+	}
+}
+
+// save carries out saves under way, all or, on a lazy disk, some.
+func (c *cluster) save(p *peer, crash int) {
+	for len(p.saves) > 0 && !(c.lazy && c.rng.IntN(3) == 0) {
+		if crash == crashBeforeSave {
+			c.crash(p)
+			return
+		}
+		rd := p.saves[0]
+		p.saves = p.saves[1:]
+		if rd.Snapshot != nil {
+			p.log.reset(rd.Snapshot.Mark)
 		}
 		// A commit index alone is lost in a crash (S4).
 		if rd.HardState != nil && (rd.MustSync || crash == noCrash) {
 			p.hard = *rd.HardState
-		}
-		if !rd.MustSync && (len(rd.Entries) > 0 || rd.Snapshot != nil) {
-			c.t.Fatal("entries or a snapshot without MustSync")
 		}
 		p.log.save(rd.Entries)
 		if crash == crashBeforeLate {
@@ -231,14 +271,15 @@ func (c *cluster) turn(p *peer, crash int) {
 			return
 		}
 		c.send(rd.Late)
-		if crash == crashBeforeApply {
-			c.crash(p)
-			return
-		}
-		for _, e := range rd.Committed {
-			c.commit(p, e)
-		}
-		m.Advance(rd)
+		p.machine.Saved(c.clock(p))
+	}
+}
+
+// done says that a Ready was carried out.
+func done(m *Machine, now clock.Mono, rd effect.Ready) {
+	m.Applied(rd.Committed)
+	if rd.Save {
+		m.Saved(now)
 	}
 }
 

@@ -235,7 +235,7 @@ func TestPromiseOutlivesAHigherTerm(t *testing.T) {
 		granted := func() bool {
 			for m.HasReady() {
 				rd := m.Ready(c.clock(p))
-				m.Advance(rd)
+				done(m, c.clock(p), rd)
 				for _, msg := range rd.Late {
 					if pb.MessageType(msg.Type) == pb.MsgVoteResp && !msg.Reject {
 						return true
@@ -314,8 +314,8 @@ func TestEchoStaysInItsTerm(t *testing.T) {
 		}
 	}
 	rd := m.Ready(c.clock(p))
-	if len(rd.Late) != 2 || rd.Late[0].To != 1 || rd.Late[0].Round != 0 || rd.Late[1].Round != int64(c.clock(p))+3 {
-		t.Fatalf("%+v", rd.Late)
+	if len(rd.Early) != 2 || rd.Early[0].To != 1 || rd.Early[0].Round != 0 || rd.Early[1].Round != int64(c.clock(p))+3 {
+		t.Fatalf("%+v", rd.Early)
 	}
 }
 

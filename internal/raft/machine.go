@@ -23,7 +23,7 @@ import (
 )
 
 // Machine is one replica's raft: Step, Tick and Propose change it, Ready says what it
-// wants done, Advance says that it was done.
+// wants done, Applied and Saved say that it was done.
 type Machine struct {
 	opts    Options
 	node    *etcdraft.RawNode
@@ -42,7 +42,8 @@ type Machine struct {
 	proposed      []base.Entry // since upstream was last called
 	proposedBytes int
 	uncommitted   int         // bytes proposed in this term and not applied yet
-	saving        []*pb.Entry // what the outstanding Ready saves
+	saves         []save      // under way, oldest first
+	applying      *pb.Message // upstream is told with it that Committed was applied
 }
 
 // New returns the machine of a replica, as its host saved it.
@@ -86,6 +87,7 @@ func New(o Options) (*Machine, error) {
 		MaxUncommittedEntriesSize: 0, // Propose keeps the limit
 		MaxInflightMsgs:           o.MaxInflightMessages,
 		MaxInflightBytes:          uint64(o.MaxInflightBytes),
+		AsyncStorageWrites:        true,
 		CheckQuorum:               true,
 		PreVote:                   true,
 		StepDownOnRemoval:         true,

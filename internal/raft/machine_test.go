@@ -138,13 +138,21 @@ func TestEarlyAndLate(t *testing.T) {
 	p.machine.Campaign()
 	check := func(rd effect.Ready) {
 		for _, m := range rd.Early {
-			if k := pb.MessageType(m.Type); k != pb.MsgApp && k != pb.MsgHeartbeat || m.Round == 0 {
+			switch k := pb.MessageType(m.Type); k {
+			case pb.MsgAppResp, pb.MsgVoteResp, pb.MsgPreVoteResp:
 				t.Fatalf("early %+v", m)
+			case pb.MsgApp, pb.MsgHeartbeat:
+				if m.Round == 0 {
+					t.Fatalf("no round in %+v", m)
+				}
 			}
 		}
 		for _, m := range rd.Late {
 			if k := pb.MessageType(m.Type); k == pb.MsgApp || k == pb.MsgHeartbeat {
 				t.Fatalf("late %+v", m)
+			}
+			if !rd.Save {
+				t.Fatalf("late without a save: %+v", m)
 			}
 		}
 	}
@@ -161,7 +169,7 @@ func TestEarlyAndLate(t *testing.T) {
 					q.hard = *rd.HardState
 				}
 				q.log.save(rd.Entries)
-				q.machine.Advance(rd)
+				done(q.machine, c.clock(q), rd)
 				for _, m := range append(rd.Early, rd.Late...) {
 					seen[pb.MessageType(m.Type)] = true
 					if err := c.peer(m.To).machine.Step(c.clock(c.peer(m.To)), m); err != nil {
@@ -204,11 +212,16 @@ func TestOtherEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	rd := m.Ready(c.clock(c.peer(2)))
-	if fmt.Sprint(rd.Entries) != fmt.Sprint(entries) || fmt.Sprint(rd.Committed) != fmt.Sprint(entries) {
-		t.Fatalf("entries %v, committed %v", rd.Entries, rd.Committed)
+	if fmt.Sprint(rd.Entries) != fmt.Sprint(entries) || len(rd.Committed) != 0 {
+		t.Fatalf("entries %v, committed before they are saved %v", rd.Entries, rd.Committed)
 	}
 	c.peer(2).log.save(rd.Entries)
-	m.Advance(rd)
+	done(m, c.clock(c.peer(2)), rd)
+	rd = m.Ready(c.clock(c.peer(2)))
+	if fmt.Sprint(rd.Committed) != fmt.Sprint(entries) {
+		t.Fatalf("committed %v", rd.Committed)
+	}
+	done(m, c.clock(c.peer(2)), rd)
 	config := c.peer(2).config
 	config.Epoch = 4
 	if err := m.ApplyConfiguration(config); err != nil || m.storage.config.Epoch != 4 {
@@ -304,7 +317,7 @@ func obey(c *cluster, p *peer) {
 			p.log.reset(rd.Snapshot.Mark)
 		}
 		p.log.save(rd.Entries)
-		p.machine.Advance(rd)
+		done(p.machine, c.clock(p), rd)
 	}
 }
 
@@ -386,7 +399,7 @@ func benchRound(b *testing.B, c *cluster) {
 				busy = true
 				rd := p.machine.Ready(p.machine.now)
 				p.log.save(rd.Entries)
-				p.machine.Advance(rd)
+				done(p.machine, p.machine.now, rd)
 				for _, msgs := range [][]effect.Message{rd.Early, rd.Late} {
 					for i := range msgs {
 						to := c.peer(msgs[i].To).machine

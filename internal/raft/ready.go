@@ -12,15 +12,20 @@ import (
 // HasReady says whether Ready would return anything.
 func (m *Machine) HasReady() bool { return len(m.proposed) > 0 || m.node.HasReady() }
 
-// Ready returns what the machine wants done. Each is carried out and given to Advance
-// before the next is asked for; nothing in it may be changed. A leader's appends and
-// heartbeats in it count as sent at now.
+// save is what a Ready asked to save, and what upstream is told once it is.
+type save struct {
+	entries  []*pb.Entry
+	snapshot *effect.SnapshotMeta
+	then     []*pb.Message
+}
+
+// Ready returns what the machine wants done; nothing in it may be changed. A leader's
+// appends and heartbeats in it count as sent at now.
 func (m *Machine) Ready(now clock.Mono) effect.Ready {
 	m.at(now)
 	m.flush()
 	rd := m.node.Ready()
 	m.convert.reset()
-	m.saving = rd.Entries
 	out := effect.Ready{
 		Entries:   m.convert.convert(rd.Entries),
 		Committed: m.convert.convert(rd.CommittedEntries),
@@ -39,7 +44,7 @@ func (m *Machine) Ready(now clock.Mono) effect.Ready {
 		m.storage.config = out.Snapshot.Config
 		m.rounds.reset(m.node.Status().Config.Voters)
 	}
-	m.messages(rd.Messages, &out)
+	m.messages(&rd, &out)
 	m.end(&out)
 	return out
 }
@@ -61,31 +66,40 @@ func (m *Machine) end(rd *effect.Ready) {
 	m.lastMin, m.lastMax = end.Index, end.Index
 }
 
-// messages sorts messages into those that may leave before the save and the rest. A
-// leader's appends may: its own copy counts towards a commit only once saved.
-func (m *Machine) messages(in []*pb.Message, out *effect.Ready) {
-	early := 0
-	for _, msg := range in {
-		if fromLeader(msg.GetType()) {
-			early++
-		}
+// messages sorts what is to be sent: upstream says what depends on the save, and tells
+// itself, through us, that the save and the apply were done.
+func (m *Machine) messages(rd *etcdraft.Ready, out *effect.Ready) {
+	if n := len(rd.Messages); n > 0 {
+		out.Early = make([]effect.Message, 0, n)
 	}
-	if early > 0 {
-		out.Early = make([]effect.Message, 0, early)
-	}
-	if len(in) > early {
-		out.Late = make([]effect.Message, 0, len(in)-early)
-	}
-	for _, msg := range in {
-		if fromLeader(msg.GetType()) {
+	for _, msg := range rd.Messages {
+		switch msg.GetTo() {
+		case etcdraft.LocalAppendThread:
+			m.saving(msg, rd, out)
+		case etcdraft.LocalApplyThread:
+			m.applying = msg.GetResponses()[0]
+		default:
 			out.Early = append(out.Early, m.message(msg))
-		} else {
-			out.Late = append(out.Late, m.message(msg))
 		}
 	}
 }
 
-func fromLeader(t pb.MessageType) bool { return t == pb.MsgApp || t == pb.MsgHeartbeat }
+// saving notes a save, unless nobody waits for it and there is nothing worth saving for
+// its own sake.
+func (m *Machine) saving(msg *pb.Message, rd *etcdraft.Ready, out *effect.Ready) {
+	s := save{entries: rd.Entries, snapshot: out.Snapshot}
+	for _, r := range msg.GetResponses() {
+		if r.GetTo() == uint64(m.opts.Replica) {
+			s.then = append(s.then, r)
+		} else {
+			out.Late = append(out.Late, m.message(r))
+		}
+	}
+	out.Save = rd.MustSync || len(msg.GetResponses()) > 0
+	if out.Save {
+		m.saves = append(m.saves, s)
+	}
+}
 
 func (m *Machine) message(in *pb.Message) effect.Message {
 	out := effect.Message{
@@ -124,19 +138,38 @@ func (m *Machine) message(in *pb.Message) effect.Message {
 	return out
 }
 
-// Advance says that a Ready was carried out: saved, sent, applied.
-func (m *Machine) Advance(r effect.Ready) {
+// Saved says that the oldest save under way is durable.
+func (m *Machine) Saved(now clock.Mono) {
+	if len(m.saves) == 0 {
+		m.broken("told of a save that was not asked for")
+	}
+	m.at(now)
 	m.flush()
-	if r.Snapshot != nil {
+	s := m.saves[0]
+	m.saves[0] = save{}
+	m.saves = m.saves[1:]
+	if s.snapshot != nil {
 		m.storage.forget()
-		m.storage.applied = r.Snapshot.Mark
+		m.storage.applied = s.snapshot.Mark
 	}
-	m.storage.saved(m.saving)
-	m.saving = nil
-	if n := len(r.Committed); n > 0 {
-		m.storage.applied = base.LogMark{Index: r.Committed[n-1].Index, Term: r.Committed[n-1].Term}
+	m.storage.saved(s.entries)
+	for _, msg := range s.then {
+		// What is of a term that is over, upstream drops.
+		_ = m.node.Step(msg)
 	}
-	m.settled(r.Committed)
-	m.node.Advance(etcdraft.Ready{})
+	m.observe()
+}
+
+// Applied says that what a Ready showed as committed was applied.
+func (m *Machine) Applied(entries []base.Entry) {
+	if len(entries) == 0 {
+		return
+	}
+	m.flush()
+	last := &entries[len(entries)-1]
+	m.storage.applied = base.LogMark{Index: last.Index, Term: last.Term}
+	m.settled(entries)
+	_ = m.node.Step(m.applying)
+	m.applying = nil
 	m.observe()
 }

@@ -21,9 +21,10 @@ type pendingRound struct {
 
 // chaos runs a cluster through a random schedule: loss, delay, duplicates and with them
 // reordering, cut links, pauses, crashes within turns, truncated logs, transfers and
-// campaigns at bad moments, clocks that drift apart by up to 8 %.
+// campaigns at bad moments, disks behind by several saves, clocks that drift apart by up to 8 %.
 func chaos(c *cluster, d time.Duration) {
 	rng := c.rng
+	c.lazy = rng.IntN(4) > 0
 	for _, p := range c.peers {
 		p.rate = 0.96 + 0.08*rng.Float64()
 	}

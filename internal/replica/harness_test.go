@@ -42,7 +42,7 @@ type fakeMachine struct {
 	busy      error      // what Propose fails with
 	snapshot  *effect.SnapshotMeta
 	accept    bool // what Step does with a snapshot
-	late      []effect.Message
+	early     []effect.Message
 	reports   []SnapshotSent
 	transfers []base.ReplicaID
 	campaigns int
@@ -78,13 +78,13 @@ func (m *fakeMachine) push(t base.EntryType, term uint64, data []byte) base.LogM
 }
 
 func (m *fakeMachine) HasReady() bool {
-	return m.unsaved > 0 || m.handed < m.st.Commit || m.snapshot != nil || len(m.late) > 0 || m.asked != 0
+	return m.unsaved > 0 || m.handed < m.st.Commit || m.snapshot != nil || len(m.early) > 0 || m.asked != 0
 }
 
 func (m *fakeMachine) entry(i uint64) base.Entry { return m.entries[i-m.before.Index-1] }
 
 func (m *fakeMachine) Ready(now clock.Mono) effect.Ready {
-	rd := effect.Ready{MustSync: true, Snapshot: m.snapshot, Late: m.late}
+	rd := effect.Ready{MustSync: true, Snapshot: m.snapshot, Early: m.early}
 	rd.HardState = &effect.HardState{Term: m.st.Term, Commit: m.st.Commit}
 	if s := m.snapshot; s != nil {
 		m.entries, m.unsaved, m.before = nil, 0, s.Mark
@@ -101,14 +101,14 @@ func (m *fakeMachine) Ready(now clock.Mono) effect.Ready {
 		m.rounds = append(m.rounds, now)
 		m.asked = 0
 	}
-	m.snapshot, m.unsaved, m.late = nil, 0, nil
+	m.snapshot, m.unsaved, m.early = nil, 0, nil
 	return rd
 }
 
-func (m *fakeMachine) Advance(rd effect.Ready) {
-	if n := len(rd.Committed); n > 0 {
-		m.st.Applied = rd.Committed[n-1].Index
-	}
+func (m *fakeMachine) Saved(clock.Mono) {}
+
+func (m *fakeMachine) Applied(entries []base.Entry) {
+	m.st.Applied = entries[len(entries)-1].Index
 }
 
 func (m *fakeMachine) Campaign()                  { m.campaigns++ }

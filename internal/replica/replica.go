@@ -31,7 +31,10 @@ type Machine interface {
 	Propose(data []byte) (base.LogMark, error)
 	HasReady() bool
 	Ready(now clock.Mono) effect.Ready
-	Advance(r effect.Ready)
+	// Saved says that the oldest save under way is durable.
+	Saved(now clock.Mono)
+	// Applied says that what a Ready showed as committed was applied.
+	Applied(entries []base.Entry)
 	Campaign()
 	// Transfer hands orderership over; no lease is held for the rest of the term.
 	Transfer(to base.ReplicaID)
@@ -99,9 +102,9 @@ type Replica struct {
 	machine Machine
 	env     Env
 
-	status  effect.Status
-	serving bool // orderer, and its first entry of the term is applied (K3, K4)
-	ready   *effect.Ready
+	status    effect.Status
+	serving   bool         // orderer, and its first entry of the term is applied (K3, K4)
+	committed []base.Entry // what this turn has to apply
 
 	writes writeQueue
 	reads  readQueue
@@ -343,13 +346,14 @@ func (r *Replica) Collect(now clock.Mono, t *host.Turn) {
 		return
 	}
 	rd := r.machine.Ready(now)
-	r.ready = &rd
+	r.committed = rd.Committed
 	if rd.Snapshot != nil {
 		r.install(t, rd.Snapshot)
 		if r.broken {
 			return
 		}
 	}
+	r.snap.drop() // what arrived and the machine did not want
 	if len(rd.Entries) > 0 {
 		t.Batch.Append(r.opts.Log, rd.Entries)
 		r.trunc.grew(rd.Entries)
@@ -360,21 +364,31 @@ func (r *Replica) Collect(now clock.Mono, t *host.Turn) {
 	if rd.MustSync {
 		t.MustSync()
 	}
+	if rd.Save {
+		t.TellSaved(r)
+	}
 	r.send(t, &rd)
 }
 
 func (r *Replica) send(t *host.Turn, rd *effect.Ready) {
 	for i := range rd.Early {
 		m := &rd.Early[i]
-		t.SendEarly(r.state.Descriptor.NodeOf(m.To), m)
-	}
-	for i := range rd.Late {
-		m := &rd.Late[i]
 		if m.Snapshot != nil {
 			r.sendSnapshot(m)
 			continue
 		}
+		t.SendEarly(r.state.Descriptor.NodeOf(m.To), m)
+	}
+	for i := range rd.Late {
+		m := &rd.Late[i]
 		t.SendLate(r.state.Descriptor.NodeOf(m.To), m)
+	}
+}
+
+// Saved implements host.Resident.
+func (r *Replica) Saved(now clock.Mono) {
+	if !r.broken {
+		r.machine.Saved(now)
 	}
 }
 
@@ -383,18 +397,13 @@ func (r *Replica) Finish(now clock.Mono) bool {
 	if r.broken {
 		return false
 	}
-	if r.ready != nil {
-		rd := r.ready
-		r.ready = nil
-		if rd.Snapshot != nil {
-			r.publish() // before anybody is told to read what was installed
-		}
-		r.apply(now, rd.Committed)
+	if entries := r.committed; len(entries) > 0 {
+		r.committed = nil
+		r.apply(now, entries)
 		if r.broken {
 			return false
 		}
-		r.machine.Advance(*rd)
-		r.snap.dropStale()
+		r.machine.Applied(entries)
 	}
 	r.noteRole(now)
 	more := r.work(now)

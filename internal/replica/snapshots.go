@@ -37,21 +37,14 @@ func (s *snapshots) drop() {
 	}
 }
 
-// dropStale drops what arrived if the machine did not want it.
-func (s *snapshots) dropStale() {
-	if s.arrived != nil {
-		s.drop()
-	}
-}
-
 func (r *Replica) sendSnapshot(m *effect.Message) {
 	if r.snap.sending {
 		r.machine.ReportSnapshot(m.To, false)
 		return
 	}
 	r.snap.sending = true
-	// The store is exactly at the applied mark here: entries of this turn are applied
-	// after its messages left.
+	// The store is exactly at the applied mark here: what this turn commits is applied
+	// after its messages are collected.
 	m.Snapshot.Mark = r.state.Applied
 	r.env.SendSnapshot(&r.state.Descriptor, *m)
 }
@@ -100,5 +93,6 @@ func (r *Replica) install(t *host.Turn, meta *effect.SnapshotMeta) {
 		r.writes.waiting = r.writes.waiting[1:]
 		w.p.Done(command.Result{}, unknownOutcome(r.id))
 	}
+	r.publish() // before anybody is told to read what was installed
 	r.opts.Logger.Info("installed a snapshot", "range", r.id, "index", meta.Mark.Index)
 }

@@ -108,7 +108,7 @@ func TestS1NothingIsTruncatedWhileASnapshotIsSent(t *testing.T) {
 	snap := func(to base.ReplicaID) effect.Message {
 		return effect.Message{Range: userRange, From: 101, To: to, Term: g.m.st.Term, Snapshot: &effect.SnapshotMeta{}}
 	}
-	g.m.late = []effect.Message{snap(102), snap(103)}
+	g.m.early = []effect.Message{snap(102), snap(103)}
 	g.grant(base.Timestamp(100 + g.m.st.LastIndex)) // with entries that are applied in the same turn
 	if len(g.env.sent) != 1 || g.env.sent[0].Snapshot.Mark != at || g.env.sent[0].To != 102 {
 		t.Fatalf("sent %+v", g.env.sent)

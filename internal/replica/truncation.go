@@ -26,7 +26,7 @@ func (t *truncation) grew(entries []base.Entry) {
 func (r *Replica) considerTruncation() {
 	first, applied := r.opts.Log.First(), r.state.Applied.Index
 	held := applied + 1 - first
-	if applied < first || r.snap.sending || (held < 2*r.opts.KeepEntries && r.trunc.bytes < 2*truncateBytes) {
+	if applied < first || applied > r.opts.Log.Last() || r.snap.sending || (held < 2*r.opts.KeepEntries && r.trunc.bytes < 2*truncateBytes) {
 		return
 	}
 	keep := r.opts.KeepEntries

@@ -40,6 +40,7 @@ type node struct {
 	store   *store.Store
 	logs    *logstore.Store
 	workers []worker
+	commit  clock.Mono // true time of the committer's next commit; 0: not scheduled
 	net     *port
 
 	armed   int           // the process dies at the armed-th point from now; 0: not armed
@@ -123,7 +124,7 @@ func (n *node) start() {
 	n.w.tracef("node %d starts, life %d", n.id, n.life)
 	n.clock.boot()
 	n.up, n.paused, n.slow, n.failed, n.dying = true, false, 0, false, false
-	n.inbox, n.store, n.workers = nil, nil, nil
+	n.inbox, n.store, n.workers, n.commit = nil, nil, nil, 0
 	n.seen = make(map[base.RangeID]*progress)
 	n.net = n.w.attach(n)
 	n.enter(func() {
@@ -272,6 +273,7 @@ func (n *node) flushLater() {
 
 // reschedule looks at what the process wants done next.
 func (n *node) reschedule() {
+	n.scheduleCommit()
 	for i := range n.workers {
 		k, wk := &n.workers[i], n.store.Workers()[i]
 		var at clock.Mono
@@ -295,9 +297,32 @@ func (n *node) reschedule() {
 	}
 }
 
-// turnDelay is how long mail waits for a turn: the turn before it, mostly its sync.
+// turnDelay is how long mail waits for a turn: the turn before it.
 func (n *node) turnDelay() time.Duration {
-	return n.w.between(20*time.Microsecond, 400*time.Microsecond) + n.slow
+	return n.w.between(10*time.Microsecond, 200*time.Microsecond)
+}
+
+// scheduleCommit has what waits for the committer written after the sync before it.
+func (n *node) scheduleCommit() {
+	if n.store == nil || n.commit != 0 || !n.store.Committer().Pending() {
+		return
+	}
+	at, life := n.w.mono().Add(n.w.between(20*time.Microsecond, time.Millisecond)+n.slow), n.life
+	n.commit = at
+	n.w.at(at, func() {
+		if n.life != life || !n.up || n.commit != at {
+			return
+		}
+		n.commit = 0
+		if n.paused {
+			return // resume schedules anew
+		}
+		n.enter(func() {
+			n.point("commit")
+			n.store.Committer().Commit()
+			n.point("committed")
+		})
+	})
 }
 
 func (n *node) turn(i int) {
@@ -341,6 +366,7 @@ func (n *node) resume() {
 	for i := range n.workers {
 		n.workers[i].due = 0
 	}
+	n.commit = 0
 	n.enter(func() {})
 }
 

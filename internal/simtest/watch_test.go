@@ -77,7 +77,8 @@ func (o *watcher) replica(n *node, v *replica.Visible) {
 		}
 		p.first = first
 	}
-	if v.Applied.Index > p.applied {
+	// A log that ends below has yet to be reset for a snapshot that was installed.
+	if v.Applied.Index > p.applied && v.Applied.Index <= n.logs.Log(r).Last() {
 		o.applied(n, r, p.applied+1, v.Applied.Index)
 		o.w.count.Applied += int(v.Applied.Index - p.applied)
 		p.applied = v.Applied.Index

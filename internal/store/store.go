@@ -102,6 +102,7 @@ type Store struct {
 	opts     Options
 	state    *statestore.Store
 	workers  []*host.Worker
+	commits  *host.Committer
 	calls    *callBook
 	stamps   stampBook
 	sessions sessionBook
@@ -134,19 +135,21 @@ func Open(o Options) (*Store, error) {
 	s.sessions.open = make(map[uint64]SessionSink)
 	s.incoming.ranges = make(map[base.RangeID]*incoming)
 	s.rebuilds.on = o.Rebuild
+	s.commits = host.NewCommitter(o.Transport, o.Fatal)
 	for range 1 + o.Workers {
 		s.workers = append(s.workers, host.NewWorker(host.Options{
-			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Transport: o.Transport,
+			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Committer: s.commits, Transport: o.Transport,
 			Mailbox: o.Limits.Mailbox, Fatal: o.Fatal, Dropped: s.dropped,
 		}))
 	}
 	return s, s.recover()
 }
 
-// Start runs the workers on goroutines of their own, and a timer for calls that get no
-// answer. A simulator calls Workers and Expire instead.
+// Start runs the workers and the committer on goroutines of their own, and a timer for
+// calls that get no answer. A simulator calls Workers, Committer and Expire instead.
 func (s *Store) Start() {
 	s.started.Store(true)
+	go s.commits.Run()
 	for _, w := range s.workers {
 		go w.Run()
 	}
@@ -155,6 +158,9 @@ func (s *Store) Start() {
 
 // Workers returns the workers, for a simulator that runs their turns.
 func (s *Store) Workers() []*host.Worker { return s.workers }
+
+// Committer returns the committer, for a simulator that runs its commits.
+func (s *Store) Committer() *host.Committer { return s.commits }
 
 // Expire answers calls whose time ran out, and goes on with what is being rebuilt; for a
 // simulator.
@@ -178,6 +184,7 @@ func (s *Store) Close() error {
 		for _, w := range s.workers {
 			w.Close()
 		}
+		s.commits.Close()
 	}
 	s.calls.close()
 	return s.opts.Engine.Flush()
