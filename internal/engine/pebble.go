@@ -64,6 +64,7 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 			opts.Listener.DiskFull()
 		}
 	})
+	p.fs = namedFS{p.fs}
 	p.po = p.pebbleOptions(opts)
 	db, err := pebble.Open(dir, p.po)
 	if err == nil {
@@ -115,6 +116,9 @@ func mapErr(err error) error {
 	case errors.As(err, &f):
 		return err
 	case pebble.IsCorruptionError(err):
+		if i := pebble.ExtractDataCorruptionInfo(err); i != nil {
+			return damaged(i.Path, err)
+		}
 		return fault.Wrap(fault.Corrupt, err, "stored data is damaged")
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fault.Wrap(fault.DiskFull, err, "the disk is full").WithRemedy("free space or add a disk")
@@ -122,6 +126,10 @@ func mapErr(err error) error {
 		return errPebbleClosed
 	}
 	return fault.Wrap(fault.Internal, err, "storage error")
+}
+
+func damaged(path string, cause error) error {
+	return fault.Wrap(fault.Corrupt, cause, "file %s is damaged", path)
 }
 
 var errPebbleClosed = fault.New(fault.Stopped, "the store is closed")

@@ -10,7 +10,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
 )
 
@@ -55,7 +54,7 @@ type Listener struct {
 	DiskSlow        func(path, op string, elapsed time.Duration) // one operation took too long
 	DiskFull        func()                                       // an operation met a full disk
 	BackgroundError func(error)                                  // a flush or compaction failed; it is retried
-	Corruption      func(error)                                  // a file failed its checksum
+	Corruption      func(error)                                  // kind Corrupt: a file, which it names, failed its checksum
 	Flushed         func()                                       // what is durable moved forward
 }
 
@@ -145,7 +144,7 @@ func (p *Pebble) listener(o Options) *pebble.EventListener {
 		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			if l.Corruption != nil {
-				l.Corruption(fault.Wrap(fault.Corrupt, i.Details, "file %s is damaged", i.Path))
+				l.Corruption(damaged(i.Path, i.Details))
 			}
 		},
 		FlushEnd: func(i pebble.FlushInfo) {

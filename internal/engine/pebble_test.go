@@ -152,7 +152,12 @@ func TestDamagedTable(t *testing.T) {
 		bad[at] ^= 0x40
 		writeFile(t, fs, tables[0], bad)
 		var told atomic.Int32
-		e, err := OpenPebble("db", Options{FS: fs, Listener: Listener{Corruption: func(error) { told.Add(1) }}})
+		e, err := OpenPebble("db", Options{FS: fs, Listener: Listener{Corruption: func(err error) {
+			if fault.KindOf(err) != fault.Corrupt || !strings.Contains(err.Error(), tables[0]) {
+				t.Errorf("byte %d: the listener hears %v", at, err)
+			}
+			told.Add(1)
+		}}})
 		if err == nil {
 			for k, v := range want {
 				var got []byte
@@ -174,10 +179,49 @@ func TestDamagedTable(t *testing.T) {
 			if fault.KindOf(err) != fault.Corrupt {
 				t.Errorf("byte %d: kind %v: %v", at, fault.KindOf(err), err)
 			}
+			if told.Load() > 0 && !strings.Contains(err.Error(), tables[0]) {
+				t.Errorf("byte %d: the reader is not told which file: %v", at, err)
+			}
 		}
 	}
 	if caught < 30 {
 		t.Fatalf("only %d damages were noticed", caught)
+	}
+}
+
+// Damage that nobody reads is found by the compaction that rewrites the file.
+func TestDamageFoundByCompaction(t *testing.T) {
+	fs := vfs.NewMem()
+	write := func(e Engine) {
+		b := e.NewBatch(false)
+		for i := range 500 {
+			b.Set(fmt.Appendf(nil, "k%03d", i), bytes.Repeat([]byte{byte(i)}, 200))
+		}
+		b.Commit(false)
+		if err := e.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := mustOpenPebble(t, Options{FS: fs})
+	write(e)
+	e.Close()
+	table := fileNames(t, fs, "db", ".sst")[0]
+	bad := readFile(t, fs, table)
+	bad[1000] ^= 0x40 // in the first block of keys
+	writeFile(t, fs, table, bad)
+	told := make(chan error, 100)
+	e = mustOpenPebble(t, Options{FS: fs, Listener: Listener{Corruption: func(err error) {
+		select {
+		case told <- err:
+		default:
+		}
+	}}})
+	defer e.Close()
+	for range 4 {
+		write(e)
+	}
+	if err := <-told; fault.KindOf(err) != fault.Corrupt || !strings.Contains(err.Error(), table) {
+		t.Fatal(err)
 	}
 }
 
@@ -275,6 +319,9 @@ func TestLogFailureIsFatal(t *testing.T) {
 				}
 				if name == "disk full" && fault.KindOf(err) != fault.DiskFull {
 					t.Errorf("kind %v: %v", fault.KindOf(err), err)
+				}
+				if !strings.Contains(err.Error(), ".log") {
+					t.Errorf("the error names no file: %v", err)
 				}
 			}
 			broken.Store(false)

@@ -307,6 +307,9 @@ func (w *Worker) panicked(cause any) {
 		where = fmt.Sprintf("range %d", w.running)
 	}
 	err := fault.New(fault.Internal, "%s can't go on: %v", where, cause).OnRange(w.running)
+	if f, ok := cause.(error); ok && fault.KindOf(f) == fault.Corrupt {
+		err.Kind = fault.Corrupt // damage found by a replica is damage, not a broken program
+	}
 	err.Cause = fmt.Errorf("\n%s", debug.Stack())
 	w.fail(err)
 }

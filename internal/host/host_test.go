@@ -286,6 +286,17 @@ func TestFailedCommitEndsTheWorker(t *testing.T) {
 	}
 }
 
+// A replica that finds its log damaged panics with the error; the kind tells the node that
+// its disk is to blame.
+func TestPanicOverDamageIsCorrupt(t *testing.T) {
+	b := newBench(t, Options{})
+	b.add(7)
+	b.w.Do(func(*Worker) { panic(fault.New(fault.Corrupt, "entry 9 is missing")) })
+	if b.w.guarded(); len(b.fatal) != 1 || fault.KindOf(b.fatal[0]) != fault.Corrupt {
+		t.Fatalf("told %v", b.fatal)
+	}
+}
+
 func TestPanicIsFatalAndNamesTheRange(t *testing.T) {
 	for _, call := range []string{"deliver", "tick", "poke", "collect", "finish"} {
 		t.Run(call, func(t *testing.T) {

@@ -261,9 +261,16 @@ func (n *Node) listener(store string) engine.Listener {
 	}
 	l.Corruption = func(err error) {
 		count.Corruption(err)
-		log.Error("a file is damaged", "store", store, "err", err)
+		n.damaged(store, err)
 	}
 	return l
+}
+
+// damaged stops the node because a file of a store failed its checksum while it was read
+// or compacted.
+func (n *Node) damaged(store string, err error) {
+	n.fail(fault.Wrap(fault.Corrupt, err, "the %s store is damaged", store).
+		WithRemedy("check the disk; a replica with a damaged store can be rebuilt on an empty data directory"))
 }
 
 // fail stops the node: its storage can't be trusted (S6).

@@ -1,10 +1,13 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/almanacdb/almanac/internal/engine"
+	"github.com/almanacdb/almanac/internal/fault"
 )
 
 // failing makes writes and syncs of one store fail once broken is set.
@@ -102,4 +106,51 @@ func TestStateStoreThatCannotFlushLosesNothing(t *testing.T) {
 	c = connect(t, start(t, o))
 	wantValue(t, c, "a", "1")
 	wantValue(t, c, "b", strings.Repeat("2", 1000))
+}
+
+// S6: damage that a read finds is refused to the reader by file, and ends the node.
+func TestNodeStopsWhenAReadFindsDamage(t *testing.T) {
+	dir := t.TempDir()
+	n := start(t, testOptions(dir))
+	c := connect(t, n)
+	value := strings.Repeat("damage me", 1000)
+	put(t, c, "a", value)
+	stop(n)
+	tables, err := filepath.Glob(filepath.Join(dir, "state", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatal(tables, err)
+	}
+	damaged := ""
+	for _, path := range tables {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(b, []byte("damage me")); at >= 0 {
+			b[at] ^= 1
+			damaged = path
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if damaged == "" {
+		t.Fatal("no file holds the value")
+	}
+	n, err = Start(testOptions(dir))
+	if err == nil {
+		t.Cleanup(func() { stop(n) })
+		c = connect(t, n)
+		if kv, err := c.KV.Get(within(t, 10*time.Second), []byte("a")); err == nil {
+			t.Errorf("served %.40q", kv.Value)
+		}
+		select {
+		case err = <-n.Failed():
+		case <-within(t, 10*time.Second).Done():
+			t.Fatal("the node goes on")
+		}
+	}
+	if f := fault.As(err); f.Kind != fault.Corrupt || f.Remedy == "" || !strings.Contains(err.Error(), damaged) {
+		t.Errorf("the node stops because of %v (%v)", err, f.Remedy)
+	}
 }

@@ -12,7 +12,8 @@ import (
 )
 
 // logger routes upstream's log. What upstream calls panic or fatal is a broken
-// invariant and stays a panic, with an error that says where.
+// invariant and stays a panic, with an error that says where; of kind Corrupt if the log
+// that it read is damaged.
 type logger struct {
 	to      *slog.Logger // may be nil
 	rangeID base.RangeID
@@ -30,7 +31,13 @@ func (l *logger) write(level slog.Level, format string, v []any) {
 }
 
 func (l *logger) broken(format string, v []any) {
-	panic(fault.New(fault.Internal, "raft, replica %d: %s", l.replica, text(format, v)).OnRange(l.rangeID))
+	kind := fault.Internal
+	for _, a := range v {
+		if err, ok := a.(error); ok {
+			kind = fault.KindOf(err) // of the log that upstream could not read
+		}
+	}
+	panic(fault.New(kind, "raft, replica %d: %s", l.replica, text(format, v)).OnRange(l.rangeID))
 }
 
 func text(format string, v []any) string {

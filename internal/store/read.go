@@ -36,6 +36,9 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 			o.At = reply.At
 		}
 		res, err := mvcc.Range(s.opts.Engine, reads[i].Span, o)
+		if fault.KindOf(err) == fault.Corrupt {
+			s.opts.Fatal(err) // nothing that this node stores is to be trusted (S6)
+		}
 		if err != nil {
 			return reply, err
 		}
