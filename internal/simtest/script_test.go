@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"flag"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -16,9 +17,12 @@ import (
 	"github.com/almanacdb/almanac/internal/transport"
 )
 
+var otherSeeds = flag.Int("otherseeds", 1, "with how many seeds besides their own scripts are played")
+
 // TestScenarios plays the scripts in testdata: blocks of commands, one a line, with what
-// each showed below. -rewrite writes the answers anew. Each script is played twice, and
-// both times must be the same to the bit.
+// each showed below. -rewrite writes the answers anew. Played twice, a script must do the
+// same to the bit; played with another seed, everything takes another time, and what it
+// shows must still be the same.
 func TestScenarios(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(paths) == 0 {
@@ -26,12 +30,15 @@ func TestScenarios(t *testing.T) {
 	}
 	for _, path := range paths {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
-			first := play(t, path)
+			first := play(t, path, 0)
 			if t.Failed() {
 				return
 			}
-			if again := play(t, path); first != again {
+			if again := play(t, path, 0); first != again {
 				t.Errorf("played twice, the traces are %x and %x", first, again)
+			}
+			for i := 1; i <= *otherSeeds && !t.Failed(); i++ {
+				play(t, path, uint64(1000*i))
 			}
 		})
 	}
@@ -40,17 +47,17 @@ func TestScenarios(t *testing.T) {
 // script is a cluster that does what a script says.
 type script struct {
 	w       *World
+	shift   uint64 // added to its seed
 	begun   map[string]*attempt
 	shots   map[string]*snapshot
 	members int
-	traced  int // lines of the trace that were shown or passed over
-	lines   []string
+	lines   []string // of the trace, since it was last shown
 }
 
-// play plays a script and returns the hash of its trace.
-func play(t *testing.T, path string) (hash uint64) {
-	s := &script{begun: make(map[string]*attempt), shots: make(map[string]*snapshot)}
-	t.Run("play", func(t *testing.T) {
+// play plays a script, with its seed shifted, and returns the hash of its trace.
+func play(t *testing.T, path string, shift uint64) (hash uint64) {
+	s := &script{shift: shift, begun: make(map[string]*attempt), shots: make(map[string]*snapshot)}
+	t.Run(fmt.Sprintf("shift=%d", shift), func(t *testing.T) {
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			var out strings.Builder
 			for _, line := range strings.Split(d.FullCmd()+"\n"+d.Input, "\n") {
@@ -138,7 +145,7 @@ func (s *script) do(t *testing.T, words []string) (string, error) {
 
 // start boots a cluster and waits until all its ranges serve and its groups are made.
 func (s *script) start(t *testing.T, a args) (string, error) {
-	seed := uint64(a.number("seed"))
+	seed := uint64(a.number("seed")) + s.shift
 	cryptotest.SetGlobalRandom(t, seed)
 	w := newWorld(Config{Seed: seed, Nodes: int(a.number("nodes")), Small: true, Trace: s.noteLine})
 	s.w, w.manual = w, true
@@ -450,13 +457,13 @@ func (s *script) noViolations() (string, error) {
 	return "none", nil
 }
 
-// trace shows what happened since the last trace: lines that hold one of the words given,
-// or all of them.
+// trace shows what happened since the last trace, without the times: lines that hold one of
+// the words given, or all.
 func (s *script) trace(a args) (string, error) {
 	var out strings.Builder
 	for _, line := range s.lines {
 		if len(a.plain) == 0 || slices.ContainsFunc(a.plain, func(w string) bool { return strings.Contains(line, w) }) {
-			out.WriteString("\n" + line)
+			out.WriteString("\n" + line[12:])
 		}
 	}
 	s.lines = nil

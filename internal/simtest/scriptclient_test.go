@@ -25,8 +25,9 @@ func (a *attempt) say(s string) {
 	}
 }
 
-// clientCommands are requests. "begin NAME request" leaves one under way, and "await NAME"
-// shows how it ended; all others are waited for.
+// clientCommands are requests. "begin NAME request" leaves one under way, "await NAME" shows
+// how it ended, and "finish NAME" waits without showing what may be so or so; all others
+// are waited for.
 var clientCommands = map[string]func(*script, []string, args) (string, error){
 	"put": waited("put"), "del": waited("del"), "get": waited("get"), "publish": waited("publish"),
 	"snapshot": waited("snapshot"), "again": waited("again"),
@@ -44,6 +45,16 @@ var clientCommands = map[string]func(*script, []string, args) (string, error){
 			return "", fmt.Errorf("nothing of this name was begun")
 		}
 		return s.await(at)
+	},
+	"finish": func(s *script, words []string, _ args) (string, error) {
+		for _, name := range words {
+			if at := s.begun[name]; at == nil {
+				return "", fmt.Errorf("%s was not begun", name)
+			} else if _, err := s.await(at); err != nil {
+				return "", err
+			}
+		}
+		return "", nil
 	},
 	"clients": func(s *script, _ []string, _ args) (string, error) {
 		s.w.load.startKeys(s.w)
