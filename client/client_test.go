@@ -113,6 +113,7 @@ func TestRetryRules(t *testing.T) {
 		{ReasonDeadline, false, false},
 		{"compacted", false, false},
 		{"corrupt", false, false},
+		{ReasonDiskFull, false, false},
 		{ReasonInternal, false, false},
 	} {
 		t.Run(string(test.reason), func(t *testing.T) {

@@ -26,6 +26,7 @@ const (
 	ReasonUnavailable    Reason = "unavailable"
 	ReasonDeadline       Reason = "deadline_exceeded"
 	ReasonBusy           Reason = "busy"
+	ReasonDiskFull       Reason = "disk_full"
 	ReasonUninitialized  Reason = "uninitialized"
 	ReasonUnimplemented  Reason = "unimplemented"
 	ReasonCancelled      Reason = "cancelled"

@@ -41,13 +41,12 @@ What to watch first:
 | if | then |
 |---|---|
 | ` + "`almanac_node_up == 0`" + ` | the node's storage failed; it must be restarted, see its log |
-| ` + "`almanac_ranges_rebuilding > 0`" + ` | a store of the node was damaged; it gets its replicas back from other nodes; check its disk |
 | ` + "`almanac_ranges_without_leader > 0`" + ` for longer than an election | a majority of some range is down or cut off |
 | ` + "`max(almanac_oracle_phase{phase=\"issuing\"}) == 0`" + ` over all nodes | no timestamps: no writes, nothing falls due |
 | ` + "`almanac_oracle_clocks_outside > 0`" + ` | a node's wall clock is off; see to its time service |
 | ` + "`almanac_events_overdue_seconds > 1`" + ` | events fall due and do not fire |
 | ` + "`almanac_store_write_stalled == 1`, or `almanac_store_slow_operations_total`" + ` rises | the disk does not keep up |
-| ` + "`almanac_node_disk_free_bytes`" + ` falls towards 0 | writes will be refused |
+| ` + "`almanac_node_disk_scarce == 1`" + ` | ranges led there take no new data; free space, and they do again |
 | ` + "`almanac_transport_dropped_messages_total`" + ` rises | a peer is down or too slow |
 
 This file is written from the list in ` + "`internal/admin/table.go`" + ` by

@@ -10,6 +10,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/replica"
+	"github.com/almanacdb/almanac/internal/wire"
 )
 
 const (
@@ -29,7 +30,20 @@ func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
 		say(w, http.StatusServiceUnavailable, failure(err))
 		return
 	}
-	say(w, http.StatusOK, "ok")
+	lines := []string{"ok"}
+	if c := s.disk(); c.Scarce() {
+		lines = append(lines, fmt.Sprintf("the disk of the data directory has %d MiB left and keeps %d MiB in reserve; the ranges led here take no new data until it has more",
+			c.DiskFree>>20, c.Reserve()>>20))
+	}
+	say(w, http.StatusOK, lines...)
+}
+
+// disk returns what the data directory's disk has left; zeros if that is not known.
+func (s *Server) disk() (c wire.Capacity) {
+	if s.opts.Disk != nil {
+		c.DiskTotal, c.DiskFree = s.opts.Disk()
+	}
+	return c
 }
 
 // readyz answers 200 when requests that reach this node have a chance.
@@ -53,11 +67,7 @@ func (s *Server) unready(ctx context.Context) []string {
 	if m == nil {
 		return []string{"this node belongs to no cluster yet; form one with: almanac init --endpoints " + s.opts.Address}
 	}
-	var why []string
-	if st, on := m.Rebuilding(); on {
-		why = append(why, "the stores were damaged; rebuilding the replicas from other nodes: "+st.String())
-	}
-	why = append(why, leaderless(m.Replicas())...)
+	why := leaderless(m.Replicas())
 	if err := oracleIssues(ctx, m); err != nil {
 		why = append(why, "the oracle issues no timestamps: "+explain(err))
 	}

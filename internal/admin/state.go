@@ -14,8 +14,8 @@ type state struct{ *Server }
 
 // looked lists the metrics that state collects.
 var looked = []id{
-	nodeInfo, nodeUp, nodeMember, nodeMemoryLimit, nodeDiskSize, nodeDiskFree,
-	rangesHeld, rangesLed, rangesServing, rangesLeaderless, rangesApplyLag, rangesUncommitted, rangesRebuilding,
+	nodeInfo, nodeUp, nodeMember, nodeMemoryLimit, nodeDiskSize, nodeDiskFree, nodeDiskScarce,
+	rangesHeld, rangesLed, rangesServing, rangesLeaderless, rangesApplyLag, rangesUncommitted,
 	oraclePhase, oracleIssued, oracleOffset, oracleOutside, oracleAhead, oracleRounds, oracleSteps, oracleStepped,
 	oracleContinued, oracleTransfers, oracleBoundRetries, oracleBoundStalls,
 	sessionsOpen, eventsOverdue, stateBytes,
@@ -60,9 +60,10 @@ func (s state) Collect(metrics chan<- prometheus.Metric) {
 	ch.put(nodeUp, truth(s.opts.Failed() == nil))
 	ch.put(nodeMemoryLimit, float64(s.opts.Memory))
 	if s.opts.Disk != nil {
-		size, free := s.opts.Disk()
-		ch.put(nodeDiskSize, float64(size))
-		ch.put(nodeDiskFree, float64(free))
+		c := s.disk()
+		ch.put(nodeDiskSize, float64(c.DiskTotal))
+		ch.put(nodeDiskFree, float64(c.DiskFree))
+		ch.put(nodeDiskScarce, truth(c.Scarce()))
 	}
 	if s.opts.StoreBytes != nil {
 		ch.put(stateBytes, float64(s.opts.StoreBytes()))
@@ -74,8 +75,6 @@ func (s state) Collect(metrics chan<- prometheus.Metric) {
 	}
 	replicas := m.Replicas()
 	summarize(replicas, oracleNow(m).Milliseconds()).collect(ch)
-	lost, _ := m.Rebuilding()
-	ch.put(rangesRebuilding, float64(lost.Left))
 	collectOracle(ch, oracleStatus(replicas))
 }
 

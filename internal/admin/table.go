@@ -29,6 +29,7 @@ const (
 	nodeMemoryLimit
 	nodeDiskSize
 	nodeDiskFree
+	nodeDiskScarce
 
 	rangesHeld
 	rangesLed
@@ -36,7 +37,6 @@ const (
 	rangesLeaderless
 	rangesApplyLag
 	rangesUncommitted
-	rangesRebuilding
 
 	oraclePhase
 	oracleIssued
@@ -97,13 +97,13 @@ var table = [metricCount]metric{
 		"Size of the file system that holds the data directory."},
 	nodeDiskFree: {"almanac_node_disk_free_bytes", gauge, "bytes", nil,
 		"What is free on the file system that holds the data directory."},
+	nodeDiskScarce: {"almanac_node_disk_scarce", gauge, "", nil,
+		"1 while less is free there than the node keeps in reserve: the ranges it leads take no new data."},
 
 	rangesHeld: {"almanac_ranges_held", gauge, "ranges", nil,
 		"Ranges that have a replica on this node."},
 	rangesLed: {"almanac_ranges_led", gauge, "ranges", nil,
 		"Ranges whose commands this node orders."},
-	rangesRebuilding: {"almanac_ranges_rebuilding", gauge, "ranges", nil,
-		"Ranges whose replica on this node was lost with its stores and is not back from other nodes yet."},
 	rangesServing: {"almanac_ranges_serving", gauge, "ranges", nil,
 		"Ranges that this node orders and has begun to serve; below almanac_ranges_led only just after an election."},
 	rangesLeaderless: {"almanac_ranges_without_leader", gauge, "ranges", nil,

@@ -3,7 +3,6 @@ package engine
 import (
 	"errors"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,11 +66,7 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 	})
 	p.fs = namedFS{p.fs}
 	p.po = p.pebbleOptions(opts)
-	var db *pebble.DB
-	err := checkFraming(p.fs, dir)
-	if err == nil {
-		db, err = pebble.Open(dir, p.po)
-	}
+	db, err := pebble.Open(dir, p.po)
 	if err == nil {
 		p.db = db
 		p.staging = p.fs.PathJoin(dir, "staging")
@@ -102,11 +97,8 @@ func (p *Pebble) prepare() error {
 
 func openErr(dir string, err error) error {
 	f := fault.As(mapErr(err))
-	if errors.Is(err, os.ErrNotExist) {
-		f = fault.New(fault.Corrupt, "a file is missing")
-	}
 	return fault.Wrap(f.Kind, err, "cannot open the store in %s", dir).
-		WithRemedy("check the disk, and restore the store from a copy")
+		WithRemedy("check the disk; a replica with a damaged store can be rebuilt on an empty data directory")
 }
 
 func (p *Pebble) closeFS() {
@@ -123,8 +115,7 @@ func mapErr(err error) error {
 		return nil
 	case errors.As(err, &f):
 		return err
-	case pebble.IsCorruptionError(err), strings.Contains(err.Error(), "object size mismatch"):
-		// Pebble does not mark a sorted file of the wrong size as the corruption that it is.
+	case pebble.IsCorruptionError(err):
 		if i := pebble.ExtractDataCorruptionInfo(err); i != nil {
 			return damaged(i.Path, err)
 		}

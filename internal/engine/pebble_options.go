@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
 )
 
@@ -138,7 +139,7 @@ func (p *Pebble) listener(o Options) *pebble.EventListener {
 			if l.BackgroundError != nil {
 				l.BackgroundError(err)
 			}
-			if o.WAL {
+			if o.WAL && fault.KindOf(err) != fault.DiskFull { // what it could not write is in the log, too
 				p.fail(err) // the log store's disk is not to be trusted any more (S6)
 			}
 		},

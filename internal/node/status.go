@@ -23,12 +23,7 @@ import (
 // report is this node's heartbeat: always in full, ranges are few.
 func (r *running) report() *wire.Heartbeat {
 	h := &wire.Heartbeat{Node: r.node.descriptor(), Full: true}
-	h.Capacity.MemoryLimit = uint64(r.node.opts.Memory)
-	h.Capacity.CPUs = uint32(runtime.NumCPU())
-	h.Capacity.DiskTotal, h.Capacity.DiskFree = r.node.disk()
-	if st, on := r.store.Rebuilding(); on {
-		h.Rebuilding = st.String()
-	}
+	h.Capacity = r.capacity()
 	for _, v := range r.store.Replicas() {
 		h.Replicas = append(h.Replicas, wire.ReplicaStatus{
 			Range: v.Descriptor.Range, Replica: v.Replica, Orderer: v.Serving, Leader: leaderReplica(v.Descriptor, v.Leader),
@@ -37,6 +32,27 @@ func (r *running) report() *wire.Heartbeat {
 		})
 	}
 	return h
+}
+
+func (r *running) capacity() wire.Capacity {
+	c := wire.Capacity{MemoryLimit: uint64(r.node.opts.Memory), CPUs: uint32(runtime.NumCPU())}
+	c.DiskTotal, c.DiskFree = r.node.disk()
+	return c
+}
+
+// watchDisk tells the store what its disk has left until ctx ends: often enough that a
+// reserve is not used up between two looks.
+func (r *running) watchDisk(ctx context.Context) {
+	t := time.NewTicker(100 * time.Millisecond)
+	defer t.Stop()
+	for {
+		r.store.SetDisk(r.capacity())
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
 }
 
 // disk returns the size of the file system that holds the data directory, and what is
@@ -122,6 +138,7 @@ func (n etcdNode) Status(ctx context.Context) (etcd.Status, error) {
 		return s, nil
 	}
 	s.Leader, s.Applied, s.Revision = v.Leader, v.Applied.Index, v.LastStamp
+	s.DiskFull = n.store.DiskScarce() != nil
 	s.Commit = base.LogMark{Index: v.Commit, Term: v.Term}
 	// etcdctl divides by it, so it is never 0: a record at least is there.
 	s.Bytes = int64(max(n.rangeBytes(v.Descriptor), 1))
@@ -154,9 +171,6 @@ func (n nodeInfo) Status() gateway.NodeStatus {
 	s := gateway.NodeStatus{
 		ID: n.store.Node(), Version: n.node.opts.Version, Uptime: time.Since(n.node.started),
 		RSSBytes: rssBytes(), HeapBytes: heapBytes(),
-	}
-	if st, on := n.store.Rebuilding(); on {
-		s.Rebuilding = st.String()
 	}
 	for _, v := range n.store.Replicas() {
 		s.DiskBytes += n.rangeBytes(v.Descriptor)

@@ -199,28 +199,37 @@ func (p *Placement) answer(cat *catalogue, from base.NodeID, report *wire.Heartb
 }
 
 // balance gives leaders back to the replica that the descriptor names first, once its
-// node is alive and the group has been calm for a while.
+// node is alive and the group has been calm for a while; and takes them, the system range's
+// too, from a node whose disk has no space to spare, to one whose disk has.
 func (p *Placement) balance(cat *catalogue, from base.NodeID, report *wire.Heartbeat, now clock.Mono) []wire.LeaderTransfer {
 	const settle, again = 5 * time.Second, 10 * time.Second
 	if now.Sub(p.since) < settle {
 		return nil
 	}
 	var moves []wire.LeaderTransfer
+	scarce := report.Capacity.Scarce()
 	for _, r := range report.Replicas {
 		d := cat.byID(r.Range)
-		if d == nil || !r.Orderer || r.Range == base.SystemRange {
+		if d == nil || !r.Orderer || r.Range == base.SystemRange && !scarce {
 			continue
 		}
-		first := d.Replicas[0]
-		b, alive := p.beats[first.Node]
-		if first.Node == from || !alive || now.Sub(b.at) > p.opts.DeadAfter || !caughtUp(&b.report, r) {
+		candidates := d.Replicas[:1]
+		if scarce {
+			candidates = d.Replicas
+		}
+		i := slices.IndexFunc(candidates, func(to base.ReplicaDescriptor) bool {
+			b, known := p.beats[to.Node]
+			return known && to.Node != from && to.Role == base.RoleVoter && now.Sub(b.at) <= p.opts.DeadAfter &&
+				!b.report.Capacity.Scarce() && caughtUp(&b.report, r)
+		})
+		if i < 0 {
 			continue
 		}
 		if last, ok := p.moved[r.Range]; ok && now.Sub(last) < again {
 			continue
 		}
 		p.moved[r.Range] = now
-		moves = append(moves, wire.LeaderTransfer{Range: r.Range, To: first.Replica})
+		moves = append(moves, wire.LeaderTransfer{Range: r.Range, To: candidates[i].Replica})
 	}
 	return moves
 }

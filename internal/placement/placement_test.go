@@ -270,6 +270,43 @@ func TestHeartbeatAnswers(t *testing.T) {
 	}
 }
 
+// Leaders leave a node whose disk has no space to spare, for one whose disk has.
+func TestLeadersGoWhereThereIsSpace(t *testing.T) {
+	p := &Placement{opts: Options{DeadAfter: 3 * time.Second}, beats: map[base.NodeID]beat{}, moved: map[base.RangeID]clock.Mono{}}
+	full, room := wire.Capacity{DiskTotal: 1 << 30, DiskFree: 1 << 20}, wire.Capacity{DiskTotal: 1 << 30, DiskFree: 1 << 29}
+	system := newRange(base.SystemRange, base.Span{Start: []byte("a"), End: []byte("b")}, 3, 0, []base.NodeID{1, 2, 3})
+	data := newRange(4, base.Span{Start: []byte("b"), End: []byte("c")}, 3, 0, []base.NodeID{1, 2, 3})
+	cat := &catalogue{ranges: []base.RangeDescriptor{system, data}}
+	beats := func(led bool, on wire.Capacity) wire.Heartbeat {
+		return wire.Heartbeat{Full: true, Capacity: on, Replicas: []wire.ReplicaStatus{
+			{Range: base.SystemRange, Orderer: led, Term: 7, Last: 10}, {Range: 4, Orderer: led, Term: 7, Last: 10}}}
+	}
+	moves := func(now clock.Mono, node base.NodeID, capacities ...wire.Capacity) []wire.LeaderTransfer {
+		for i, c := range capacities {
+			id := base.NodeID(i + 1)
+			p.beats[id] = beat{at: now, report: beats(id == node, c)}
+		}
+		report := p.beats[node].report
+		return p.answer(cat, node, &report, now).Transfer
+	}
+	now := clock.Mono(time.Minute)
+	got := moves(now, 1, full, full, room)
+	want := []wire.LeaderTransfer{{Range: base.SystemRange, To: system.Replicas[2].Replica}, {Range: 4, To: data.Replicas[2].Replica}}
+	if !slices.Equal(got, want) {
+		t.Errorf("from the full node: %+v", got)
+	}
+	now += clock.Mono(time.Minute)
+	if got := moves(now, 1, full, full, full); len(got) != 0 {
+		t.Errorf("with no space anywhere: %+v", got)
+	}
+	if got := moves(now, 3, full, full, room); len(got) != 0 {
+		t.Errorf("back to the full node: %+v", got)
+	}
+	if got := moves(now, 3, room, full, room); len(got) != 1 || got[0].Range != 4 {
+		t.Errorf("back to the node with space again: %+v", got)
+	}
+}
+
 func TestAlive(t *testing.T) {
 	p := &Placement{opts: Options{DeadAfter: 3 * time.Second}, beats: map[base.NodeID]beat{
 		3: {at: clock.Mono(7 * time.Second)}, 1: {at: clock.Mono(10 * time.Second)}, 2: {at: clock.Mono(6 * time.Second)},

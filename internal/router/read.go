@@ -49,13 +49,13 @@ func (r *Router) Read(ctx context.Context, reads []wire.Read, c Consistency, at 
 	}
 }
 
-// readRange reads one range: through the local replica if there is one, else through
-// the orderer's node.
+// readRange reads one range: through the local replica if there is one that keeps up, else
+// through the orderer's node.
 func (r *Router) readRange(ctx context.Context, rt route, req wire.ReadRequest) (wire.ReadReply, error) {
 	var err error
 	for attempt := 0; ; attempt++ {
 		var reply wire.ReadReply
-		if r.store.Replica(rt.desc.Range) != nil {
+		if r.store.Replica(rt.desc.Range) != nil && !r.store.Behind(rt.desc.Range) {
 			reply, err = r.readHere(ctx, &rt, &req, attempt)
 		} else {
 			reply, err = r.readThere(ctx, &rt, &req, attempt)

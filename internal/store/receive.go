@@ -26,6 +26,9 @@ func (s *Store) Receive(from base.NodeID, msgs []wire.Message) {
 				s.announced(m.Replication)
 				continue
 			}
+			if len(m.Replication.Entries) > 0 && s.Behind(m.Replication.Range) {
+				continue
+			}
 			_ = s.Post(m.Replication.Range, m.Replication) // lost messages are sent again
 		case m.Call != nil:
 			s.handle(from, m.Call, s.replier(from, m.Call))
@@ -102,6 +105,10 @@ func (s *Store) handle(from base.NodeID, c *wire.Call, done Done) {
 
 // Propose asks the local replica of a range to order a command; see replica.Proposal.
 func (s *Store) Propose(r base.RangeID, env []byte, deadline clock.Mono, done func(command.Result, error)) {
+	if err := s.noRoom(r, env); err != nil {
+		done(command.Result{}, err)
+		return
+	}
 	if err := s.Post(r, &replica.Proposal{Envelope: env, Deadline: deadline, Done: done}); err != nil {
 		done(command.Result{}, err)
 	}

@@ -159,6 +159,10 @@ func (s *Store) handleSnapshotFile(from base.NodeID, c *wire.Call, done Done) {
 		done(nil, rangeNotFound(m.Range))
 		return
 	}
+	if err := s.DiskScarce(); err != nil && m.Range != base.SystemRange {
+		done(nil, err)
+		return
+	}
 	in := s.incoming.begin(s, from, &m)
 	if in == nil {
 		done(nil, fault.New(fault.Invalid, "file %d of a snapshot came without its beginning", m.Seq))

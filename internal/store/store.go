@@ -110,6 +110,8 @@ type Store struct {
 	rebuilds rebuildBook
 
 	started atomic.Bool
+	scarce  atomic.Pointer[fault.Error] // what SetDisk makes of a disk without space to spare
+	full    atomic.Bool                 // followers stand still
 
 	mu        sync.RWMutex
 	replicas  map[base.RangeID]*replica.Replica

@@ -10,9 +10,6 @@ type Heartbeat struct {
 	// since the last heartbeat.
 	Full     bool
 	Replicas []ReplicaStatus
-	// Rebuilding says how far the node is with getting back the replicas that it lost with
-	// its stores, in words; empty if they are whole.
-	Rebuilding string
 }
 
 // Capacity is what a node has and has left, in bytes.
@@ -22,6 +19,16 @@ type Capacity struct {
 	MemoryLimit uint64
 	CPUs        uint32
 }
+
+// Reserve is how much of a disk a node keeps free, for what it writes though it takes
+// nothing new: flushes, compactions, and the logs of ranges that others order.
+func (c Capacity) Reserve() uint64 {
+	const least, most = 64 << 20, 1 << 30
+	return min(max(c.DiskTotal/20, least), most, c.DiskTotal/4)
+}
+
+// Scarce says that only the reserve is left of the disk, or less.
+func (c Capacity) Scarce() bool { return c.DiskFree < c.Reserve() }
 
 // ReplicaStatus is one replica's state.
 type ReplicaStatus struct {
@@ -61,8 +68,7 @@ func (x *Heartbeat) Append(b []byte) []byte {
 	b = appendUvarint(b, x.Capacity.MemoryLimit)
 	b = appendUvarint(b, uint64(x.Capacity.CPUs))
 	b = appendBool(b, x.Full)
-	b = appendList(b, x.Replicas, appendReplicaStatus)
-	return appendBytes(b, x.Rebuilding)
+	return appendList(b, x.Replicas, appendReplicaStatus)
 }
 
 // Decode implements Body.
@@ -75,7 +81,6 @@ func (x *Heartbeat) Decode(b []byte) error {
 	x.Capacity.CPUs = d.uint32()
 	x.Full = d.bool()
 	x.Replicas = decodeList(&d, 11, decodeReplicaStatus)
-	x.Rebuilding = d.string()
 	return d.end()
 }
 

@@ -41,9 +41,6 @@ func (s *clusterServer) Status(ctx context.Context, _ *almanacv1.StatusRequest) 
 			problem += "; " + f.Remedy
 		}
 		resp.Problems = append(resp.Problems, problem)
-		if st := s.node.Status(); st.Rebuilding != "" {
-			resp.Problems = append(resp.Problems, rebuildingProblem(st.ID, st.Rebuilding))
-		}
 	} else {
 		v.judge(resp)
 	}
@@ -67,14 +64,14 @@ func oracleState(leader base.NodeID, err error) (almanacv1.OracleState, []string
 
 // judge counts nodes and ranges, and says what is wrong with them.
 func (v *view) judge(resp *almanacv1.StatusResponse) {
-	var down, headless, below []uint64
+	var down, headless, below, scarce []uint64
 	dead := make(map[base.NodeID]bool)
 	for i := range v.reports {
 		resp.NodesTotal++
 		if v.reports[i].Alive {
 			resp.NodesAlive++
-			if how := v.reports[i].Heartbeat.Rebuilding; how != "" {
-				resp.Problems = append(resp.Problems, rebuildingProblem(v.reports[i].Node.Node, how))
+			if v.reports[i].Heartbeat.Capacity.Scarce() {
+				scarce = append(scarce, uint64(v.reports[i].Node.Node))
 			}
 			continue
 		}
@@ -103,6 +100,10 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 		}
 		resp.Problems = append(resp.Problems, p)
 	}
+	if len(scarce) > 0 {
+		resp.Problems = append(resp.Problems, fmt.Sprintf("%s no space to spare on the disk; ranges led there take no new data; free space there",
+			enumerate("node", "has", "have", scarce)))
+	}
 	if len(headless) > 0 {
 		resp.Problems = append(resp.Problems, fmt.Sprintf("%s no leader that placement has heard of",
 			enumerate("range", "has", "have", headless)))
@@ -111,10 +112,6 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 		resp.Problems = append(resp.Problems, fmt.Sprintf("%s fewer replicas than the policy wants",
 			enumerate("range", "has", "have", below)))
 	}
-}
-
-func rebuildingProblem(n base.NodeID, how string) string {
-	return fmt.Sprintf("the stores of node %d were damaged; it gets its replicas back from other nodes: %s", n, how)
 }
 
 // enumerated is how many ids a sentence lists.
