@@ -31,11 +31,21 @@ type Options struct {
 	Failed func() error
 	// Memory is what the process should stay within, in bytes; 0 for no limit.
 	Memory int64
+	// Parts returns the shares of it.
+	Parts func() []MemoryPart
 	// Disk returns the size of the file system that holds the data directory, and what
 	// is free on it.
 	Disk func() (size, free uint64)
 	// StoreBytes returns what the state store takes on disk.
 	StoreBytes func() uint64
+}
+
+// MemoryPart is a share of the memory budget, in bytes.
+type MemoryPart struct {
+	Name    string
+	Budget  int64
+	Used    int64
+	Counted bool // Used is known
 }
 
 // Member is what a node knows once it belongs to a cluster; *store.Store is one.

@@ -15,6 +15,7 @@ type metrics struct {
 
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+	refused  *prometheus.CounterVec
 	streams  *prometheus.GaugeVec
 	ended    *prometheus.CounterVec
 
@@ -43,6 +44,7 @@ func newMetrics() *metrics {
 	m.acked = m.counters(eventsAcked)
 	m.duration = m.histograms(requestDuration, durationBuckets)
 	m.inFlight = m.gauges(requestsInFlight).WithLabelValues()
+	m.refused = m.counters(requestsRefused)
 	m.streams = m.gauges(streamsOpen)
 	m.ended = m.counters(streamsEnded)
 	m.messages = m.counters(transportMessages)
@@ -60,6 +62,9 @@ func newMetrics() *metrics {
 
 	for _, result := range []string{"accepted", "duplicate", "failed"} {
 		m.published.WithLabelValues(result) // shown before the first is counted
+	}
+	for _, by := range []string{"memory", "range"} {
+		m.refused.WithLabelValues(by)
 	}
 	for _, outcome := range []string{"done", "already", "not_found", "window_full", "failed"} {
 		m.acked.WithLabelValues(outcome)

@@ -68,6 +68,7 @@ func TestRegisteredAreThoseInTheTable(t *testing.T) {
 func exercised(m Member) *Server {
 	s := New(Options{
 		Version: "v1", Memory: 1 << 30,
+		Parts:      func() []MemoryPart { return []MemoryPart{{Name: "requests", Budget: 10, Used: 1, Counted: true}} },
 		Disk:       func() (uint64, uint64) { return 100, 60 },
 		StoreBytes: func() uint64 { return 40 },
 	})

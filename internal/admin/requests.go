@@ -21,6 +21,14 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	}
 }
 
+// Unary counts and times a call, for services whose unary methods are served as streams.
+func (s *Server) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	return s.unary(ctx, req, info, handle)
+}
+
+// Refused returns what counts requests that found no room: "memory" or "range".
+func (s *Server) Refused(by string) func() { return s.metrics.refused.WithLabelValues(by).Inc }
+
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
 	s.metrics.inFlight.Inc()
@@ -35,6 +43,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if !info.IsClientStream && !info.IsServerStream {
+		return handle(srv, ss) // a unary method, see Unary
+	}
 	service, method := split(info.FullMethod)
 	open := s.metrics.streams.WithLabelValues(service, method)
 	open.Inc()

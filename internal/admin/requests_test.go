@@ -94,7 +94,7 @@ func (c *script) SendMsg(any) error {
 // streamed runs a handler that receives all of in, then sends all of out.
 func streamed(s *Server, method string, c *script, out ...any) error {
 	in := c.in
-	return s.stream(nil, c, &grpc.StreamServerInfo{FullMethod: method}, func(_ any, ss grpc.ServerStream) error {
+	return s.stream(nil, c, &grpc.StreamServerInfo{FullMethod: method, IsServerStream: true}, func(_ any, ss grpc.ServerStream) error {
 		for _, m := range in {
 			if err := ss.RecvMsg(m); err != nil {
 				return err

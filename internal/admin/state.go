@@ -14,7 +14,7 @@ type state struct{ *Server }
 
 // looked lists the metrics that state collects.
 var looked = []id{
-	nodeInfo, nodeUp, nodeMember, nodeMemoryLimit, nodeDiskSize, nodeDiskFree, nodeDiskScarce,
+	nodeInfo, nodeUp, nodeMember, nodeMemoryLimit, memoryBudget, memoryUsed, nodeDiskSize, nodeDiskFree, nodeDiskScarce,
 	rangesHeld, rangesLed, rangesServing, rangesLeaderless, rangesApplyLag, rangesUncommitted,
 	oraclePhase, oracleIssued, oracleOffset, oracleOutside, oracleAhead, oracleRounds, oracleSteps, oracleStepped,
 	oracleContinued, oracleTransfers, oracleBoundRetries, oracleBoundStalls,
@@ -59,6 +59,14 @@ func (s state) Collect(metrics chan<- prometheus.Metric) {
 	ch.put(nodeInfo, 1, s.opts.Version)
 	ch.put(nodeUp, truth(s.opts.Failed() == nil))
 	ch.put(nodeMemoryLimit, float64(s.opts.Memory))
+	if s.opts.Parts != nil {
+		for _, p := range s.opts.Parts() {
+			ch.put(memoryBudget, float64(p.Budget), p.Name)
+			if p.Counted {
+				ch.put(memoryUsed, float64(p.Used), p.Name)
+			}
+		}
+	}
 	if s.opts.Disk != nil {
 		c := s.disk()
 		ch.put(nodeDiskSize, float64(c.DiskTotal))

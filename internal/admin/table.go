@@ -27,6 +27,8 @@ const (
 	nodeUp
 	nodeMember
 	nodeMemoryLimit
+	memoryBudget
+	memoryUsed
 	nodeDiskSize
 	nodeDiskFree
 	nodeDiskScarce
@@ -61,6 +63,7 @@ const (
 
 	requestDuration
 	requestsInFlight
+	requestsRefused
 	streamsOpen
 	streamsEnded
 
@@ -93,6 +96,10 @@ var table = [metricCount]metric{
 		"1 once the node belongs to a cluster; 0 before."},
 	nodeMemoryLimit: {"almanac_node_memory_limit_bytes", gauge, "bytes", nil,
 		"Memory that the process should stay within, from --memory; 0 for no limit."},
+	memoryBudget: {"almanac_memory_budget_bytes", gauge, "bytes", []string{"part"},
+		"Shares of --memory, by what they are for. Of queues there is one for each peer and class."},
+	memoryUsed: {"almanac_memory_used_bytes", gauge, "bytes", []string{"part"},
+		"What is used of those shares that are counted; what finds no room is refused as busy."},
 	nodeDiskSize: {"almanac_node_disk_size_bytes", gauge, "bytes", nil,
 		"Size of the file system that holds the data directory."},
 	nodeDiskFree: {"almanac_node_disk_free_bytes", gauge, "bytes", nil,
@@ -157,6 +164,8 @@ var table = [metricCount]metric{
 		"How long calls took on this node, from receipt to answer, by gRPC service, method and status code. Calls that travel inside KV.Stream count as the method that they call, acks inside Events.Subscribe as the method Ack. Streams themselves are not timed."},
 	requestsInFlight: {"almanac_requests_in_flight", gauge, "requests", nil,
 		"Calls that this node works on now, those inside streams left out."},
+	requestsRefused: {"almanac_requests_refused_total", counter, "requests", []string{"by"},
+		"Requests refused as busy before anything was done, by what had no room: memory (the share for requests), or range (more requests for one range than it can answer)."},
 	streamsOpen: {"almanac_streams_open", gauge, "streams", []string{"service", "method"},
 		"Streams of clients that are open on this node."},
 	streamsEnded: {"almanac_streams_ended_total", counter, "streams", []string{"service", "method", "code"},

@@ -322,6 +322,15 @@ func (p *Pebble) DiskUsage(lower, upper []byte) (uint64, error) {
 	return n, mapErr(err)
 }
 
+// MemtableBytes returns what memtables take in memory.
+func (p *Pebble) MemtableBytes() int64 {
+	if p.use() != nil {
+		return 0
+	}
+	defer p.release()
+	return int64(p.db.Metrics().MemTable.Size)
+}
+
 // Close implements Engine. Batches, iterators and snapshots must be closed first.
 func (p *Pebble) Close() error {
 	p.mu.Lock()

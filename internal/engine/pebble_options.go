@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"time"
@@ -33,6 +34,8 @@ type Options struct {
 	// MemtableBytes is the size at which a memtable is flushed; 0 means 16 MiB, and more
 	// than 32 MiB is cut to that, so that replay stays short (S4).
 	MemtableBytes int64
+	// Memtables is how many may be in memory before writes wait for a flush; 0 means 4.
+	Memtables int
 	// FlushAge is how long a commit may stay in memory before a flush starts, on an
 	// engine without a write-ahead log; 0 means 3 s.
 	FlushAge time.Duration
@@ -109,7 +112,7 @@ func (p *Pebble) pebbleOptions(o Options) *pebble.Options {
 		FormatMajorVersion:          pebbleFormat,
 		Logger:                      pebbleLogger{p, o.Logger},
 		MemTableSize:                uint64(min(memtable, maxMemtable)),
-		MemTableStopWritesThreshold: 4,
+		MemTableStopWritesThreshold: cmp.Or(o.Memtables, 4),
 		L0CompactionThreshold:       2,
 		L0StopWritesThreshold:       40,
 		LBaseMaxBytes:               64 << 20,

@@ -112,27 +112,6 @@ type Fired struct {
 	Soonest time.Duration // the earliest receipt after the due time; negative if before
 }
 
-// Lateness gathers how late events are received. Not for concurrent use.
-type Lateness struct{ f Fired }
-
-// NewLateness returns a Lateness that has seen nothing.
-func NewLateness() *Lateness {
-	return &Lateness{Fired{Tally: Tally{Latencies: newHistogram()}, Soonest: grace}}
-}
-
-// Observe notes an event that was received this long after it was due; negative is early.
-func (l *Lateness) Observe(late time.Duration) {
-	if late < 0 {
-		l.f.Early++
-	}
-	l.f.Soonest = min(l.f.Soonest, late)
-	l.f.Ops++
-	observe(l.f.Latencies, late)
-}
-
-// Fired returns what was seen so far; nothing is Missing.
-func (l *Lateness) Fired() Fired { return l.f }
-
 // Fire publishes l.Count events, due over a while, as l says, and measures how late each
 // is received.
 func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writer) (Fired, error) {
@@ -142,9 +121,17 @@ func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writ
 	}
 	begin := time.Now()
 	start := begin.Add(FireLead(l))
-	lateness := NewLateness()
+	f := Fired{Soonest: grace}
+	lateness := newHistogram()
 	r := &receiver{s: s, want: l.Count}
-	r.seen = func(e *client.Event, _ time.Duration) { lateness.Observe(e.Lateness()) }
+	r.seen = func(e *client.Event, _ time.Duration) {
+		late := e.Lateness()
+		if late < 0 {
+			f.Early++
+		}
+		f.Soonest = min(f.Soonest, late)
+		observe(lateness, late)
+	}
 	received := make(chan error, 1)
 	go func() { received <- r.run(ctx, start.Add(over+grace)) }()
 	l.Request = e.Publish(FireTimes(start, l.Count, over))
@@ -158,8 +145,7 @@ func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writ
 	if err != nil {
 		return Fired{}, err
 	}
-	f := lateness.Fired()
-	f.Errors, f.Elapsed = published.Errors, time.Since(begin)
+	f.Tally = Tally{Ops: r.distinct, Errors: published.Errors, Elapsed: time.Since(begin), Latencies: lateness}
 	f.Missing = max(0, published.Ops-r.distinct)
 	return f, nil
 }

@@ -16,9 +16,18 @@ import (
 // checked o.At against the history horizon and the clock. Errors are of storage, or
 // fault.Corrupt.
 func Range(r effect.Reader, span base.Span, o RangeOptions) (RangeResult, error) {
-	rd := reader{r: r}
+	return RangeWithin(r, span, o, nil)
+}
+
+// RangeWithin is Range that asks room, if it is set, before it takes a key into the
+// answer: for so many bytes more. It ends with room's error.
+func RangeWithin(r effect.Reader, span base.Span, o RangeOptions, room func(bytes int) error) (RangeResult, error) {
+	rd := reader{r: r, room: room}
 	return rd.rangeRead(span, &o)
 }
+
+// keyBytes is about what a key in an answer takes besides its bytes.
+const keyBytes = 128
 
 func (r *reader) rangeRead(span base.Span, o *RangeOptions) (RangeResult, error) {
 	at := o.At
@@ -28,6 +37,7 @@ func (r *reader) rangeRead(span base.Span, o *RangeOptions) (RangeResult, error)
 	sorted := o.sorted()
 	values := !o.KeysOnly || sorted && o.Sort == SortValue
 	var res RangeResult
+	var full error
 	err := r.visit(span, at, func(kv *KeyValue) bool {
 		res.Count++
 		switch {
@@ -35,10 +45,18 @@ func (r *reader) rangeRead(span base.Span, o *RangeOptions) (RangeResult, error)
 		case !sorted && o.Limit > 0 && int64(len(res.KVs)) >= o.Limit:
 			res.More = true
 		default:
+			if r.room != nil {
+				if full = r.room(keyBytes + len(kv.Key) + len(kv.Value)); full != nil {
+					return false
+				}
+			}
 			res.KVs = append(res.KVs, clone(kv, values))
 		}
 		return true
 	})
+	if err == nil {
+		err = full
+	}
 	if err != nil {
 		return RangeResult{}, err
 	}

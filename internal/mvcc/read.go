@@ -11,8 +11,9 @@ import (
 
 // reader reads keys at a timestamp. Its buffer is reused from read to read.
 type reader struct {
-	r   effect.Reader
-	buf []byte
+	r    effect.Reader
+	buf  []byte
+	room func(bytes int) error // see RangeWithin
 }
 
 // visit calls f, in key order, with the version of each key in span that a read at a

@@ -52,7 +52,7 @@ type Options struct {
 // Limits on the memory budget: below the one a node can't work, above the other no
 // machine is, and shares of the budget could overflow.
 const (
-	minMemory = 64 << 20
+	minMemory = 128 << 20
 	maxMemory = 1 << 50
 )
 
@@ -119,6 +119,7 @@ func (o *Options) Validate() error {
 // Node is a running process. Safe for concurrent use.
 type Node struct {
 	opts    Options
+	memory  *memory
 	clock   clock.Clock
 	started time.Time
 
@@ -158,8 +159,9 @@ func Start(o Options) (*Node, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	debug.SetMemoryLimit(o.Memory)
-	n := &Node{opts: o, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
+	m := shareOut(o.Memory)
+	debug.SetMemoryLimit(o.Memory - m.offHeap())
+	n := &Node{opts: o, memory: m, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
 	n.form = &formation{node: n}
 	if err := n.open(); err != nil {
 		n.closeStores()
@@ -198,7 +200,7 @@ func (n *Node) open() (err error) {
 		return err
 	}
 	n.admin = admin.New(admin.Options{
-		Version: o.Version, Logger: o.Logger, Address: o.Advertise, Memory: o.Memory, Failed: n.failure, Disk: n.disk,
+		Version: o.Version, Logger: o.Logger, Address: o.Advertise, Memory: o.Memory, Parts: n.parts, Failed: n.failure, Disk: n.disk,
 	})
 	if err := n.openEngines(); err != nil {
 		return err
@@ -226,12 +228,12 @@ func unreadable(dir string, err error) error {
 	return fault.Wrap(f.Kind, err, "cannot read the store in %s", dir).WithRemedy("%s", remedy)
 }
 
-// openEngines shares the memory budget out: a quarter to the block cache that both
-// stores use, a sixteenth, within what S4 allows, to each store's memtables.
+// openEngines opens both stores on one block cache.
 func (n *Node) openEngines() (err error) {
-	n.cache = engine.NewCache(n.opts.Memory / 4)
-	memtable := min(max(n.opts.Memory/16, 4<<20), 32<<20)
-	o := engine.Options{Cache: n.cache, MemtableBytes: memtable, Logger: n.opts.Logger, Fatal: n.fail}
+	n.cache = engine.NewCache(n.memory.cache)
+	o := engine.Options{
+		Cache: n.cache, MemtableBytes: n.memory.memtable, Memtables: memtables, Logger: n.opts.Logger, Fatal: n.fail,
+	}
 	if n.logs, err = n.openEngine("log", n.dir.Log(), true, o); err != nil {
 		return err
 	}
@@ -307,6 +309,7 @@ func (n *Node) serveHTTP() {
 // waiting to be formed.
 func (n *Node) begin(ctx context.Context) error {
 	n.serveHTTP()
+	n.goDo(ctx, returnMemory)
 	if n.identity() == nil && len(n.opts.Join) == 0 {
 		b, err := newBootstrap([]base.NodeDescriptor{n.descriptor()})
 		if err != nil {

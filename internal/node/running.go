@@ -10,6 +10,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	gateway "github.com/almanacdb/almanac/internal/gateway/almanac"
@@ -57,6 +58,7 @@ func (n *Node) serve(ctx context.Context) error {
 	r.transport, err = transport.NewGRPC(transport.Options{
 		Self: id.Node, Cluster: id.Bootstrap.Cluster, Resolve: r.directory.peer, Handler: receiver{r},
 		Logger:   n.opts.Logger,
+		Queues:   n.memory.queues(),
 		Listener: r.transportListener(),
 	})
 	if err != nil {
@@ -67,7 +69,7 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	r.placement = placement.New(placement.Options{Store: r.store, Logger: n.opts.Logger, Bootstrap: &id.Bootstrap})
-	r.router = router.New(router.Options{Store: r.store, Logger: n.opts.Logger, System: func() base.RangeDescriptor { return r.system }})
+	r.router = router.New(router.Options{Gates: n.gates(), Store: r.store, Logger: n.opts.Logger, System: func() base.RangeDescriptor { return r.system }})
 	r.makeServers(id)
 
 	n.mu.Lock()
@@ -120,6 +122,9 @@ func (r *running) openStore(id *identity) (err error) {
 		Log: r.node.log, Engine: r.node.states, Transport: r.transport,
 		Oracle:      oracle.Options{MaxClockOffsetMS: o.MaxClockOffset.Milliseconds()},
 		Logger:      o.Logger,
+		Limits:      r.node.memory.limits(),
+		Proposals:   r.node.memory.proposals,
+		Reads:       &admission.Intake{Bytes: r.node.memory.requests},
 		SystemNodes: func() []base.NodeID { return systemNodes(&r.system) },
 		Calls: func(from base.NodeID, c *wire.Call, done store.Done) bool {
 			return r.placement.Handle(from, c, done)
@@ -156,20 +161,34 @@ func clientServerOptions() []grpc.ServerOption {
 	}
 }
 
+// admitting registers services whose calls come out of the intake.
+func (r *running) admitting(in *admission.Intake, status func(context.Context, error) error) grpc.ServiceRegistrar {
+	return &admission.Registrar{Server: r.client, Intake: in, Status: status, Unary: r.node.admin.Unary}
+}
+
+// gates bound what this node's clients have in one range at once: enough to fill a group
+// commit many times over, or a link of 100 ms at 2,500 requests a second; and little
+// enough that nobody waits long behind them.
+func (n *Node) gates() *admission.Gates {
+	return &admission.Gates{Inside: 256, Waiting: 4096, Patience: 250 * time.Millisecond, Refused: n.admin.Refused("range")}
+}
+
 func (r *running) makeServers(id *identity) {
 	n, l := r.node, &r.node.opts.Limits
+	intake := &admission.Intake{Bytes: n.memory.requests, Streams: n.memory.streams, Refused: n.admin.Refused("memory")}
 	r.client = grpc.NewServer(append(clientServerOptions(), n.admin.ServerOptions()...)...)
 	r.gateway = gateway.New(gateway.Options{
+		Intake: intake,
 		Router: r.router, Cluster: id.Bootstrap.Cluster, Node: nodeInfo{r}, Init: n.Init,
 		Limits: gateway.Limits{
 			KeyBytes: l.KeyBytes, RequestBytes: l.BatchBytes, PayloadBytes: l.PayloadBytes,
 			PublishEvents: l.BatchEvents, DueAhead: l.DueAhead,
 		},
 	})
-	r.gateway.Register(r.client)
+	r.gateway.Register(r.admitting(intake, r.gateway.Status))
 	etcd.New(r.router, etcdNode{r}, etcd.Options{
 		Timeout: -1, MaxKey: l.KeyBytes, MaxRequest: l.EtcdBytes,
-	}).Register(r.client)
+	}).Register(r.admitting(intake, etcd.StatusOf))
 	r.health = health.NewServer()
 	healthpb.RegisterHealthServer(r.client, r.health)
 	reflection.Register(r.client)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/fault"
@@ -38,6 +39,10 @@ func (r *Router) Read(ctx context.Context, reads []wire.Read, c Consistency, at 
 			}
 		}
 		if err == nil {
+			if err := r.gates.Enter(ctx, rt.desc.Range); err != nil {
+				return wire.ReadReply{}, err
+			}
+			defer r.gates.Leave(rt.desc.Range)
 			return r.readRange(ctx, rt, req)
 		}
 		if !safe(err) {
@@ -83,13 +88,13 @@ func (r *Router) lookupAgain(ctx context.Context, rt route) (route, error) {
 
 func (r *Router) readHere(ctx context.Context, rt *route, req *wire.ReadRequest, attempt int) (wire.ReadReply, error) {
 	if req.Local {
-		return r.store.ReadLocal(rt.desc.Range, req.Reads, 0)
+		return r.store.ReadWithin(admission.Room(ctx), rt.desc.Range, req.Reads, 0)
 	}
 	at, err := r.barriers.wait(ctx, rt, req, attempt)
 	if err != nil {
 		return wire.ReadReply{}, err
 	}
-	return r.store.ReadLocal(rt.desc.Range, req.Reads, at)
+	return r.store.ReadWithin(admission.Room(ctx), rt.desc.Range, req.Reads, at)
 }
 
 func (r *Router) readThere(ctx context.Context, rt *route, req *wire.ReadRequest, attempt int) (wire.ReadReply, error) {
@@ -102,7 +107,9 @@ func (r *Router) readThere(ctx context.Context, rt *route, req *wire.ReadRequest
 	case a := <-ch:
 		var reply wire.ReadReply
 		if a.err == nil {
-			a.err = reply.Decode(a.v)
+			if a.err = admission.Hold(ctx, len(a.v)); a.err == nil {
+				a.err = reply.Decode(a.v)
+			}
 		}
 		return reply, a.err
 	case <-ctx.Done():

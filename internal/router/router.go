@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/command"
@@ -28,6 +29,8 @@ type Options struct {
 	Timeout time.Duration
 	// Attempt bounds one try of a request that is safe to try again. Default 1 s.
 	Attempt time.Duration
+	// Gates let what clients read and write into the ranges; nil: all at once.
+	Gates *admission.Gates
 }
 
 // Router routes requests. Safe for concurrent use.
@@ -35,6 +38,7 @@ type Router struct {
 	opts     Options
 	store    *store.Store
 	routes   routeCache
+	gates    *admission.Gates
 	barriers barrierBook
 	topics   topicCache
 }
@@ -47,7 +51,10 @@ func New(o Options) *Router {
 	if o.Attempt == 0 {
 		o.Attempt = time.Second
 	}
-	r := &Router{opts: o, store: o.Store}
+	if o.Gates == nil {
+		o.Gates = &admission.Gates{}
+	}
+	r := &Router{opts: o, store: o.Store, gates: o.Gates}
 	r.barriers.router = r
 	r.barriers.ranges = make(map[base.RangeID]*barrierQueue)
 	r.topics.byName = make(map[string]cachedTopic)
@@ -131,12 +138,21 @@ func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, 
 	ctx, cancel := r.bound(ctx)
 	defer cancel()
 	var rt route
+	entered := !gated(h.Kind)
 	for attempt := 0; ; attempt++ {
 		var res command.Result
 		rt, err = r.lookup(ctx, span.Start)
 		if err == nil && !rt.desc.Span.Contains(span) {
 			return res, fault.New(fault.Unimplemented, "the request touches more than one range").
 				WithRemedy("transactions across ranges are not built yet; split the request")
+		}
+		if err == nil && !entered {
+			id := rt.desc.Range
+			if err := r.gates.Enter(ctx, id); err != nil {
+				return res, err
+			}
+			defer r.gates.Leave(id)
+			entered = true
 		}
 		if err == nil {
 			res, err = r.proposeTo(ctx, r.orderer(&rt, attempt), rt.desc.Range, env)
@@ -153,6 +169,10 @@ func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, 
 		}
 	}
 }
+
+// gated says whether a command waits for its turn: what clients write does, what helps
+// to get rid of what is there, as acks do, does not.
+func gated(k command.Kind) bool { return k == command.KindTxn || k == command.KindPublish }
 
 // proposeTo makes one try. The envelope is stamped in place, so each local try gets a
 // copy unless it is the first.

@@ -30,7 +30,7 @@ var floors = map[string]int{
 
 	"internal/engine": disk, "internal/logstore": disk, "internal/statestore": disk, "internal/datadir": disk,
 
-	"internal/transport": wire, "internal/wire": wire,
+	"internal/transport": wire, "internal/wire": wire, "internal/admission": wire,
 
 	"internal/host": hosts, "internal/replica": hosts, "internal/store": hosts, "internal/dispatch": hosts,
 	"internal/placement": hosts, "internal/oracle": hosts,
@@ -43,7 +43,7 @@ var floors = map[string]int{
 	"internal/load": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
-	"internal/deps": tests, "internal/badinput": tests, "internal/proctest": tests,
+	"internal/deps": tests, "internal/badinput": tests,
 }
 
 // sameFloor lists the edges within a floor.

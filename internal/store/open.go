@@ -140,7 +140,8 @@ func (s *Store) newReplica(st *command.State, hs effect.HardState, restarted boo
 		Tick: s.opts.Tick, ElectionTicks: s.opts.ElectionTicks, HeartbeatTicks: s.opts.HeartbeatTicks,
 		Restarted: restarted, Now: s.opts.Clock.Mono(), Logger: s.opts.Logger,
 		CacheBytes: limits.CacheBytes, MaxMessageBytes: limits.MaxMessageBytes,
-		MaxInflightMessages: limits.MaxInflightMessages, MaxUncommittedBytes: limits.MaxUncommittedBytes,
+		MaxInflightMessages: limits.MaxInflightMessages, MaxInflightBytes: limits.MaxInflightBytes,
+		MaxUncommittedBytes: limits.MaxUncommittedBytes,
 	})
 	if err != nil {
 		return nil, err

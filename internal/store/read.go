@@ -13,6 +13,12 @@ import (
 // and up to which it has applied; at 0 it reads the newest versions. It runs on the
 // caller's goroutine: versions at or below at do not change any more.
 func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) (wire.ReadReply, error) {
+	return s.ReadWithin(nil, r, reads, at)
+}
+
+// ReadWithin is ReadLocal that asks room, if it is set, before the answer grows by so
+// many bytes, and ends with its error.
+func (s *Store) ReadWithin(room func(bytes int) error, r base.RangeID, reads []wire.Read, at base.Timestamp) (wire.ReadReply, error) {
 	v := s.Replica(r)
 	if v == nil {
 		return wire.ReadReply{}, rangeNotFound(r)
@@ -35,7 +41,7 @@ func (s *Store) ReadLocal(r base.RangeID, reads []wire.Read, at base.Timestamp) 
 		if o.At == 0 {
 			o.At = reply.At
 		}
-		res, err := mvcc.Range(s.opts.Engine, reads[i].Span, o)
+		res, err := mvcc.RangeWithin(s.opts.Engine, reads[i].Span, o, room)
 		if fault.KindOf(err) == fault.Corrupt {
 			s.opts.Fatal(err) // nothing that this node stores is to be trusted (S6)
 		}

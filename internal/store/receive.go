@@ -104,15 +104,33 @@ func (s *Store) handle(from base.NodeID, c *wire.Call, done Done) {
 }
 
 // Propose asks the local replica of a range to order a command; see replica.Proposal.
+// It holds a part of the share for proposals until it is answered.
 func (s *Store) Propose(r base.RangeID, env []byte, deadline clock.Mono, done func(command.Result, error)) {
 	if err := s.noRoom(r, env); err != nil {
 		done(command.Result{}, err)
 		return
 	}
-	if err := s.Post(r, &replica.Proposal{Envelope: env, Deadline: deadline, Done: done}); err != nil {
-		done(command.Result{}, err)
+	held := s.opts.Proposals
+	if r == base.SystemRange { // of the cluster itself, and few
+		held = nil
+	}
+	size := len(env) + proposalBytes
+	if !held.Take(size) {
+		done(command.Result{}, fault.New(fault.Busy, "the memory of node %d that is for proposals is used up", s.opts.Node).OnRange(r).
+			WithRemedy("back off and try again, or give the node more memory with --memory"))
+		return
+	}
+	answered := func(res command.Result, err error) {
+		held.Put(size)
+		done(res, err)
+	}
+	if err := s.Post(r, &replica.Proposal{Envelope: env, Deadline: deadline, Done: answered}); err != nil {
+		answered(command.Result{}, err)
 	}
 }
+
+// proposalBytes is about what a proposal takes besides its command.
+const proposalBytes = 1 << 10
 
 // Barrier asks the local replica of a range for a read's barrier; see replica.Barrier.
 func (s *Store) Barrier(r base.RangeID, b *replica.Barrier) {
@@ -158,8 +176,14 @@ func (s *Store) handleRead(c *wire.Call, done Done) {
 			return
 		}
 		s.opts.Background(func() {
-			reply, err := s.ReadLocal(c.Range, m.Reads, b.At)
-			done(reply.Append(nil), err)
+			call := s.opts.Reads.Begin()
+			defer call.Leave()
+			reply, err := s.ReadWithin(call.Hold, c.Range, m.Reads, b.At)
+			if err != nil {
+				done(nil, err)
+				return
+			}
+			done(reply.Append(nil), nil)
 		})
 	}
 	if m.Local {

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/dispatch"
@@ -40,8 +41,12 @@ type Options struct {
 	Oracle         oracle.Options
 	Dispatch       dispatch.Options
 	KeepEntries    uint64 // see replica.Options
-	Limits         Limits
-	Logger         *slog.Logger
+	// Proposals is the share of memory that commands hold from their arrival until their
+	// answer; Reads takes in what is read for other nodes. Nil: unbounded.
+	Proposals *admission.Pool
+	Reads     *admission.Intake
+	Limits    Limits
+	Logger    *slog.Logger
 	// SystemNodes returns where the system range's replicas were last known to be.
 	SystemNodes func() []base.NodeID
 	// Rebuild says that the node lost what its stores held: replicas come back from other
@@ -65,6 +70,7 @@ type Limits struct {
 	CacheBytes          int // of each range, like those below; see raft.Options
 	MaxMessageBytes     int
 	MaxInflightMessages int
+	MaxInflightBytes    int
 	MaxUncommittedBytes int
 }
 

@@ -44,7 +44,7 @@ type Options struct {
 	Resolve func(base.NodeID) (addr string, ok bool)
 	Handler Handler
 	// Queues bounds what waits for each peer, by class; zero fields take defaults.
-	Queues      [classes]Bounds
+	Queues      Queues
 	Logger      *slog.Logger                     // default: discard
 	Listener    Listener                         // may be empty
 	Credentials credentials.TransportCredentials // default: no TLS
@@ -65,7 +65,19 @@ type Listener struct {
 	Received func(from base.NodeID, class Class, messages, bytes int)
 }
 
-var defaultBounds = [classes]Bounds{
+// Queues bounds the queues of a peer, by class.
+type Queues [classes]Bounds
+
+// EachQueue bounds the queue of every class to so many bytes.
+func EachQueue(bytes int) Queues {
+	var q Queues
+	for class := range q {
+		q[class].Bytes = bytes
+	}
+	return q
+}
+
+var defaultBounds = Queues{
 	ClassReplication: {Bytes: 64 << 20, Count: 1 << 16},
 	ClassCalls:       {Bytes: 32 << 20, Count: 1 << 16},
 	ClassBulk:        {Bytes: 32 << 20, Count: 1 << 10},

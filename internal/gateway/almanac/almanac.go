@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
@@ -133,6 +134,8 @@ type Options struct {
 	Node    Node
 	Init    InitFunc // nil: AlreadyExists
 	Limits  Limits
+	// Intake takes in the calls inside streams; nil: unbounded.
+	Intake *admission.Intake
 
 	// Routes takes Router's place; for tests.
 	Routes Router
@@ -145,6 +148,7 @@ type Server struct {
 	node    Node
 	init    InitFunc
 	limits  Limits
+	intake  *admission.Intake
 	now     func() time.Time // the wall clock, to refuse absurd due times
 
 	stopping context.Context // ends with Stop
@@ -157,7 +161,10 @@ func New(o Options) *Server {
 	if o.Routes == nil {
 		o.Routes = Routed(o.Router)
 	}
-	s := &Server{routes: o.Routes, cluster: o.Cluster, node: o.Node, init: o.Init, limits: o.Limits, now: time.Now}
+	s := &Server{routes: o.Routes, cluster: o.Cluster, node: o.Node, init: o.Init, limits: o.Limits, intake: o.Intake, now: time.Now}
+	if s.intake == nil {
+		s.intake = &admission.Intake{}
+	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s
 }

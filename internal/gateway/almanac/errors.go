@@ -115,6 +115,9 @@ func (s *Server) message(err error) *almanacv1.Error {
 	return addresses(s.node.ClientAddress).message(err)
 }
 
+// Status turns a fault into the status that ends a call.
+func (s *Server) Status(_ context.Context, err error) error { return s.status(err) }
+
 func (s *Server) status(err error) error {
 	if err == nil {
 		return nil // without the method value below

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
+	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/fault"
 )
 
@@ -46,6 +47,7 @@ type reply struct {
 	message *almanacv1.StreamReply
 	own     int // of the reply itself
 	held    int // with its request
+	call    *admission.Call
 }
 
 // Stream implements almanacv1.KVServer.
@@ -135,10 +137,11 @@ func (k *kvStream) admit(weight int) (spawn bool, err error) {
 // serve answers calls until there are no more.
 func (k *kvStream) serve() {
 	for call := range k.work {
-		m := k.kv.answer(k.stream.Context(), call)
+		admitted := k.kv.intake.Begin()
+		m := k.kv.answer(k.stream.Context(), admitted, call)
 		m.Id = call.GetId()
 		own := replyWeight(m)
-		k.finish(reply{message: m, own: own, held: own + weight(call)})
+		k.finish(reply{message: m, own: own, held: own + weight(call), call: admitted})
 	}
 }
 
@@ -172,6 +175,7 @@ func (k *kvStream) finish(r reply) {
 		}
 		for i := range batch {
 			k.bytes -= batch[i].held
+			batch[i].call.Leave()
 		}
 		k.calls -= len(batch)
 		k.room.Broadcast()
@@ -212,7 +216,11 @@ func (k *kvStream) failure() error {
 const maxTimeout = 24 * time.Hour
 
 // answer does one call.
-func (s *kvServer) answer(ctx context.Context, call *almanacv1.StreamCall) *almanacv1.StreamReply {
+func (s *kvServer) answer(ctx context.Context, admitted *admission.Call, call *almanacv1.StreamCall) *almanacv1.StreamReply {
+	if err := admitted.Hold(callBytes + 2*weight(call)); err != nil {
+		return &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Error{Error: s.message(err)}}
+	}
+	ctx = admission.With(ctx, admitted)
 	if ms := call.GetTimeoutMs(); ms > 0 && ms < maxTimeout.Milliseconds() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
@@ -249,6 +257,9 @@ func (s *kvServer) answer(ctx context.Context, call *almanacv1.StreamCall) *alma
 	}
 	return reply
 }
+
+// callBytes is about what a worker takes.
+const callBytes = 8 << 10
 
 // callWeight is about what a call takes beside its contents.
 const callWeight = 256

@@ -11,6 +11,9 @@ import (
 	"github.com/almanacdb/almanac/internal/fault"
 )
 
+// StatusOf turns a fault into the status that ends a call.
+func StatusOf(ctx context.Context, err error) error { return toStatus(ctx, err) }
+
 // toStatus translates a fault into the error that an etcd client knows. Clients compare
 // etcd's errors by their text, so a fault that has an equal there loses its own; the
 // others keep sentence and remedy. ctx is the caller's: if its time ran out or it went
