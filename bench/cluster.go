@@ -115,6 +115,37 @@ func (c *cluster) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
+// largest returns the resident memory of the node that has most, in bytes.
+func (c *cluster) largest() (int64, error) {
+	var most int64
+	for _, n := range c.nodes {
+		bytes, err := residentMemory(n.PID())
+		if err != nil {
+			return 0, fmt.Errorf("a node of %s: %w", c.system, err)
+		}
+		most = max(most, bytes)
+	}
+	return most, nil
+}
+
+// at returns the node with a client address.
+func (c *cluster) at(address string) (*localcluster.Process, error) {
+	for i, e := range c.endpoints {
+		if e == address {
+			return c.nodes[i], nil
+		}
+	}
+	return nil, fmt.Errorf("no node of %s is at %q", c.system, address)
+}
+
+// await waits until the cluster is whole.
+func (c *cluster) await(ctx context.Context) error {
+	if c.system == almanac {
+		return c.awaitAlmanac(ctx)
+	}
+	return c.awaitEtcd(ctx)
+}
+
 // until tries again and again until it succeeds.
 func until(ctx context.Context, try func(ctx context.Context) error) error {
 	for {

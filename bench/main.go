@@ -2,8 +2,9 @@
 // same load, and prints a table. It owns which comparisons are made and what is to be
 // reached; the load itself is internal/load.
 //
-//	cd bench && go run .                        # everything; takes about half an hour
+//	cd bench && go run .                          # everything; takes about 40 minutes
 //	cd bench && go run . -only put,get -repeat 1
+//	cd bench && go run . -only failover -n 5
 //
 // Each system runs as three processes on the loopback address, with data on one disk, and
 // acknowledges what a majority has synced.
@@ -46,6 +47,10 @@ type settings struct {
 	dir              string
 	repeat           int
 	duration, warmup time.Duration
+	settle           time.Duration
+	kills            int
+	pending          int64
+	idle             time.Duration
 }
 
 func parse(args []string, p *plan, w io.Writer) (*settings, error) {
@@ -56,8 +61,12 @@ func parse(args []string, p *plan, w io.Writer) (*settings, error) {
 	flags.StringVar(&s.output, "o", "markdown", "markdown or json")
 	flags.StringVar(&s.dir, "dir", "", "keep data below this directory (default: the system's temporary directory)")
 	flags.IntVar(&s.repeat, "repeat", 3, "how often each comparison is made; the table shows medians")
-	flags.DurationVar(&s.duration, "duration", 10*time.Second, "how long each load is measured")
-	flags.DurationVar(&s.warmup, "warmup", 3*time.Second, "how long each load runs before it is measured")
+	flags.DurationVar(&s.duration, "duration", 5*time.Second, "how long each load is measured")
+	flags.DurationVar(&s.warmup, "warmup", 2*time.Second, "how long each load runs before it is measured")
+	flags.DurationVar(&s.settle, "pause", time.Second, "how long the machine rests before each load")
+	flags.IntVar(&s.kills, "n", 50, "failover: how often a leader is killed")
+	flags.Int64Var(&s.pending, "pending", 1_000_000, "pending: how many events")
+	flags.DurationVar(&s.idle, "idle", 30*time.Second, "pending: how long nodes rest before their memory is looked at")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -71,8 +80,10 @@ func parse(args []string, p *plan, w io.Writer) (*settings, error) {
 		return nil, fmt.Errorf("-o is markdown or json, not %q", s.output)
 	case s.repeat < 1:
 		return nil, errors.New("-repeat is at least 1")
-	case s.duration <= 0 || s.warmup < 0:
-		return nil, errors.New("-duration is above 0, -warmup is not negative")
+	case s.kills < 1 || s.pending < 1 || s.idle < 0:
+		return nil, errors.New("-n and -pending are at least 1, -idle is not negative")
+	case s.duration <= 0 || s.warmup < 0 || s.settle < 0:
+		return nil, errors.New("-duration is above 0, -warmup and -pause are not negative")
 	}
 	return s, nil
 }
@@ -100,7 +111,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if b.programs, err = build(ctx, root, dir); err != nil {
 		return err
 	}
-	r := report{Repeat: s.repeat, Duration: s.duration.String(), Warmup: s.warmup.String()}
+	r := report{
+		Repeat: s.repeat, Duration: s.duration.String(), Warmup: s.warmup.String(),
+		Kills: s.kills, Pending: s.pending, Idle: s.idle.String(),
+	}
 	if r.Origin, err = look(ctx, root, dir); err != nil {
 		return err
 	}
@@ -159,9 +173,6 @@ func (b *bench) phase(ctx context.Context, ph phase) error {
 	return nil
 }
 
-// settle is how long a new cluster is left alone, and the pause before each measurement.
-const settle = time.Second
-
 // turn measures one system, in a cluster of its own. What fails is noted; the error is
 // that the run was interrupted.
 func (b *bench) turn(ctx context.Context, s system, measures []*measure) error {
@@ -176,7 +187,7 @@ func (b *bench) turn(ctx context.Context, s system, measures []*measure) error {
 	}
 	defer c.stop()
 	for _, m := range measures {
-		if !pause(ctx, settle) {
+		if !pause(ctx, b.settle) {
 			return ctx.Err()
 		}
 		found, err := m.run(ctx, b, c)
@@ -202,35 +213,40 @@ func (b *bench) fail(m *measure, err error) {
 	}
 }
 
-// drive warms up, then measures a load: rate, latencies, and the CPU time that the
-// servers needed for each operation.
+// drive measures a load: rate, latencies, and the CPU time that the servers needed for
+// each operation.
 func (b *bench) drive(ctx context.Context, c *cluster, l load.Load) (figures, error) {
-	if b.warmup > 0 {
-		l.Duration = b.warmup
-		if _, err := l.Run(ctx, io.Discard); err != nil {
-			return nil, err
-		}
-	}
-	before, err := c.cpu()
-	if err != nil {
-		return nil, err
-	}
-	l.Duration = b.duration
-	t, err := l.Run(ctx, io.Discard)
-	if err != nil {
-		return nil, err
-	}
-	after, err := c.cpu()
+	t, cpu, err := b.under(ctx, c, l)
 	if err != nil {
 		return nil, err
 	}
 	if t.Ops == 0 || t.Errors*100 > t.Ops {
-		return nil, fmt.Errorf("%d operations were done and %d failed, the first one: %w", t.Ops, t.Errors, t.FirstError)
+		return nil, fmt.Errorf("%d operations were done and %d failed, the first one: %v", t.Ops, t.Errors, t.FirstError)
 	}
 	return figures{
 		"rate": t.PerSecond(), "p50": t.Quantile(50).Seconds(), "p99": t.Quantile(99).Seconds(),
-		"cpu": (after - before).Seconds() / float64(t.Ops),
+		"cpu": cpu.Seconds() / float64(t.Ops),
 	}, nil
+}
+
+// under warms up, then runs a load. It returns the servers' CPU time too.
+func (b *bench) under(ctx context.Context, c *cluster, l load.Load) (t load.Tally, cpu time.Duration, err error) {
+	if b.warmup > 0 {
+		l.Duration = b.warmup
+		if _, err := l.Run(ctx, io.Discard); err != nil {
+			return t, 0, err
+		}
+	}
+	before, err := c.cpu()
+	if err != nil {
+		return t, 0, err
+	}
+	l.Duration = b.duration
+	if t, err = l.Run(ctx, io.Discard); err != nil {
+		return t, 0, err
+	}
+	after, err := c.cpu()
+	return t, after - before, err
 }
 
 func (f figures) String() string {

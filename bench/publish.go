@@ -29,8 +29,13 @@ func publishMeasure(clients, batch int) measure {
 	}
 }
 
-// topic makes a topic, and clients that the caller closes by calling done.
+// topic makes a topic as it comes, and clients that the caller closes by calling done.
 func (c *cluster) topic(ctx context.Context, name string) (events *load.Events, done func(), err error) {
+	return c.topicOf(ctx, name, 0)
+}
+
+// topicOf makes a topic with a number of partitions; 0 is the default.
+func (c *cluster) topicOf(ctx context.Context, name string, partitions uint32) (events *load.Events, done func(), err error) {
 	events = &load.Events{Topic: name, Payload: load.RandomBytes(1, size)}
 	var opened []*client.Client
 	done = func() {
@@ -47,7 +52,7 @@ func (c *cluster) topic(ctx context.Context, name string) (events *load.Events, 
 		opened = append(opened, o)
 	}
 	events.Subscriber, events.Publishers = opened[0], opened[1:]
-	if _, err := events.Subscriber.Events.CreateTopic(ctx, name, client.TopicOptions{}); err != nil {
+	if _, err := events.Subscriber.Events.CreateTopic(ctx, name, client.TopicOptions{Partitions: partitions}); err != nil {
 		done()
 		return nil, nil, err
 	}

@@ -31,7 +31,7 @@ func (c *cluster) layOutAlmanac(p programs) error {
 	return nil
 }
 
-// formAlmanac makes a cluster of the nodes and waits until it is whole.
+// formAlmanac makes a cluster of the nodes.
 func (c *cluster) formAlmanac(ctx context.Context) error {
 	a, err := client.Open(ctx, client.Options{Endpoints: c.endpoints})
 	if err != nil {
@@ -44,6 +44,16 @@ func (c *cluster) formAlmanac(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	return c.awaitAlmanac(ctx)
+}
+
+// awaitAlmanac waits until the cluster is whole and takes writes.
+func (c *cluster) awaitAlmanac(ctx context.Context) error {
+	a, err := client.Open(ctx, client.Options{Endpoints: c.endpoints})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.Close() }()
 	return until(ctx, func(ctx context.Context) error {
 		if err := whole(ctx, a); err != nil {
 			return err

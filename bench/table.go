@@ -112,6 +112,9 @@ type report struct {
 	Repeat   int      `json:"repeat"`
 	Duration string   `json:"duration"`
 	Warmup   string   `json:"warmup"`
+	Kills    int      `json:"kills"`
+	Pending  int64    `json:"pending_events"`
+	Idle     string   `json:"idle"`
 	Rows     []result `json:"rows"`
 }
 
@@ -190,7 +193,8 @@ func (r *report) markdown(w io.Writer) error {
 	fmt.Fprintf(&b, "%d cores (%s), %.1f GiB of memory, %s, %s; %s appends of 4 KiB with fdatasync a second.\n",
 		o.Cores, o.CPU, float64(o.Memory)/(1<<30), o.Kernel, o.Go, thousands(o.Fdatasyncs))
 	fmt.Fprintf(&b, "Compared with %s. Values and payloads of %d bytes, three nodes each.\n", strings.Join(o.Peers, ", "), size)
-	fmt.Fprintf(&b, "Median of %d, smallest and largest in parentheses; each measured for %s after %s of warm-up.\n\n", r.Repeat, r.Duration, r.Warmup)
+	fmt.Fprintf(&b, "Median of %d, smallest and largest in parentheses; each load measured for %s after %s of warm-up. ", r.Repeat, r.Duration, r.Warmup)
+	fmt.Fprintf(&b, "Failover: %d kills of each leader. Pending: %s events, memory after %s of rest.\n\n", r.Kills, thousands(float64(r.Pending)), r.Idle)
 	b.WriteString("| workload | | Almanac | peer | ratio | target | met |\n|---|---|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
 		b.WriteString(row.markdown())

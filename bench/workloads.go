@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 )
@@ -10,6 +11,10 @@ func newPlan() *plan {
 	p := &plan{}
 	p.keys()
 	p.events()
+	p.lateness()
+	p.pendingEvents()
+	p.failovers()
+	p.pressure()
 	names := p.workloads()
 	slices.SortStableFunc(p.rows, func(a, b row) int {
 		return slices.Index(names, a.workload) - slices.Index(names, b.workload)
@@ -67,6 +72,57 @@ func (p *plan) events() {
 	title = fmt.Sprintf("publish one at a time, %d clients", clients)
 	p.row("single", title, perSecond, ours.as("rate"), peer.as("rate"), ratioAtLeast(1.2))
 	p.row("cpu", "server CPU for each event, "+title, seconds, ours.as("cpu"), peer.as("cpu"), noTarget)
+	p.phases = append(p.phases, ph)
+}
+
+func (p *plan) lateness() {
+	ph := phase{name: "lateness"}
+	peer := ph.add(latenessMeasure(nats))
+	ours := ph.add(latenessMeasure(almanac))
+	title := fmt.Sprintf("lateness of %s events over %v, ", thousands(lateEvents), lateOver)
+	p.row("lateness", title+"p50", seconds, ours.as("p50"), peer.as("p50"), noTarget)
+	p.row("lateness", title+"p99", seconds, ours.as("p99"), peer.as("p99"), atMost(0.010))
+	p.row("lateness", title+"max", seconds, ours.as("max"), peer.as("max"), noTarget)
+	p.row("lateness", title+"the earliest", seconds, ours.as("soonest"), peer.as("soonest"), noTarget)
+	p.row("lateness", title+"received early", count, ours.as("early"), peer.as("early"), atMost(0))
+	p.row("lateness", title+"never received", count, ours.as("missing"), peer.as("missing"), atMost(0))
+	p.phases = append(p.phases, ph)
+}
+
+func (p *plan) pendingEvents() {
+	ph := phase{name: "pending", once: true}
+	ours := ph.add(pendingMeasure())
+	p.row("pending", "publishing events due in an hour", perSecond, ours.as("rate"), ref{}, noTarget)
+	p.row("pending", "memory of the largest node with them, above a fresh one", memory, ours.as("above"), ref{}, atMost(150e6))
+	p.row("pending", "start of a node with them until it is ready, after SIGTERM", seconds, ours.as("after SIGTERM"), ref{}, atMost(3))
+	p.row("pending", "start of a node with them until it is ready, after kill -9", seconds, ours.as("after kill"), ref{}, atMost(3))
+	p.phases = append(p.phases, ph)
+}
+
+func (p *plan) failovers() {
+	ph := phase{name: "failover", once: true}
+	peer := ph.add(failoverMeasure(etcd, "the leader", keysLeader))
+	for _, of := range []struct {
+		name   string
+		leader func(context.Context, *cluster) (string, error)
+	}{{"the keys' leader", keysLeader}, {"the system range's leader", systemLeader}} {
+		ours := ph.add(failoverMeasure(almanac, of.name, of.leader))
+		p.row("failover", "kill -9 of "+of.name+", gap of a writer, p50", seconds, ours.as("p50"), peer.as("p50"), atMost(1.5))
+		p.row("failover", "kill -9 of "+of.name+", gap of a writer, max", seconds, ours.as("max"), peer.as("max"), atMost(3))
+	}
+	p.phases = append(p.phases, ph)
+}
+
+func (p *plan) pressure() {
+	ph := phase{name: "back-pressure"}
+	peer := ph.add(pressureMeasure(etcd, etcdAPI))
+	for _, a := range []api{etcdAPI, ownAPI} {
+		ours := ph.add(pressureMeasure(almanac, a))
+		title := fmt.Sprintf("puts by %s, %d times the clients that saturate, ", a, overload)
+		p.row("pressure", title+"share of the peak", share, ours.as("share"), peer.as("share"), atLeast(0.8))
+		p.row("pressure", title+"p99", seconds, ours.as("p99"), peer.as("p99"), noTarget)
+		p.row("pressure", title+"refused", share, ours.as("refused"), peer.as("refused"), noTarget)
+	}
 	p.phases = append(p.phases, ph)
 }
 

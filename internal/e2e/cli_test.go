@@ -334,7 +334,7 @@ func shellCluster(s shell) {
 	}
 	leaders, replicas := int64(0), int64(0)
 	for i, n := range s.wants(s.do(0, "cluster", "nodes"), 3, "node_id address peer alive leaders replicas version") {
-		if n.num("node_id") != int64(i+1) || n["alive"] != true || s.at(n["address"].(string)) == nil {
+		if n.num("node_id") != int64(i+1) || n["alive"] != true || s.At(n["address"].(string)) == nil {
 			s.t.Errorf("node %v", n)
 		}
 		leaders, replicas = leaders+n.num("leaders"), replicas+n.num("replicas")

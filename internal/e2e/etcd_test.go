@@ -18,6 +18,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/almanacdb/almanac/internal/proctest"
 )
 
 // peerProgram returns the path of another system's program, as tools/peers/build left it.
@@ -71,7 +73,7 @@ type subject struct {
 func newSubject(t *testing.T, addresses ...string) *subject {
 	s := &subject{}
 	for _, a := range addresses {
-		s.nodes = append(s.nodes, newEtcdClient(t, a))
+		s.nodes = append(s.nodes, proctest.NewEtcdClient(t, a))
 	}
 	return s
 }
@@ -212,7 +214,7 @@ func TestSameAnswersAsEtcd(t *testing.T) {
 			ours.prefix = etcd.prefix
 			failed, errors := 0, 0
 			for n, st := range steps {
-				ctx := within(t, 15*time.Second)
+				ctx := proctest.Within(t, 15*time.Second)
 				want, got := etcd.do(ctx, st), ours.do(ctx, st)
 				if strings.HasPrefix(want, "error") {
 					errors++
@@ -416,7 +418,7 @@ func TestEtcdctl(t *testing.T) {
 	ctl := func(address, in string, args ...string) answer {
 		return run(t, 30*time.Second, in, program, append([]string{"--endpoints", address}, args...)...)
 	}
-	until(t, 20*time.Second, "etcd to answer", func(context.Context) string {
+	proctest.Until(t, 20*time.Second, "etcd to answer", func(context.Context) string {
 		if a := ctl(reference, "", "endpoint", "health"); a.code != 0 {
 			return a.err
 		}

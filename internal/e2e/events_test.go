@@ -13,6 +13,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/lincheck"
 	"github.com/almanacdb/almanac/internal/localcluster"
+	"github.com/almanacdb/almanac/internal/proctest"
 )
 
 const (
@@ -65,7 +66,7 @@ func (l *eventLoad) publish(ctx context.Context, events ...client.NewEvent) {
 	}
 	for len(events) > 0 {
 		call, cancel := context.WithTimeout(ctx, 10*time.Second)
-		results, err := l.c.client.Events.Publish(call, eventTopic, events...)
+		results, err := l.c.Client.Events.Publish(call, eventTopic, events...)
 		cancel()
 		var left []client.NewEvent
 		for i, e := range events {
@@ -109,7 +110,7 @@ func (l *eventLoad) acknowledged(id string, p client.Published) {
 // member receives and acks until ctx ends. An ack counts once Flush says that it is
 // committed.
 func (l *eventLoad) member(ctx context.Context, name string) error {
-	cl := l.c.newClient(client.Options{})
+	cl := l.c.NewClient(client.Options{})
 	sub, err := cl.Events.Subscribe(ctx, client.SubscribeOptions{Topic: eventTopic, Group: eventGroup})
 	if err != nil {
 		return fmt.Errorf("member %s: %w", name, err)
@@ -221,7 +222,7 @@ func (l *eventLoad) judge(t *testing.T) {
 // TestEventsUnderKill: invariants 3 and 5 while each node in turn is killed.
 func TestEventsUnderKill(t *testing.T) {
 	c := start(t, 3)
-	if _, err := c.client.Events.CreateTopic(within(t, 20*time.Second), eventTopic, client.TopicOptions{Partitions: 6}); err != nil {
+	if _, err := c.Client.Events.CreateTopic(proctest.Within(t, 20*time.Second), eventTopic, client.TopicOptions{Partitions: 6}); err != nil {
 		t.Fatal(err)
 	}
 	l := newEventLoad(c)
@@ -240,24 +241,24 @@ func TestEventsUnderKill(t *testing.T) {
 	}
 	c.delivers(l, 300)
 	t.Logf("highest lateness before any kill: %v", l.takeWorst())
-	victims := []*localcluster.Node{c.leader(base.SystemRange)}
+	victims := []*localcluster.Node{c.Leader(base.SystemRange)}
 	for _, n := range c.Nodes {
 		if n != victims[0] {
 			victims = append(victims, n)
 		}
 	}
 	for i, n := range victims {
-		c.kill(n, [...]string{"leads the system range", "the second", "the third"}[i])
+		c.Kill(n, [...]string{"leads the system range", "the second", "the third"}[i])
 		c.delivers(l, 600)
-		t.Logf("%s events go on firing: highest lateness %v", clock(), l.takeWorst())
-		c.restart(n)
-		c.well(3)
+		t.Logf("%s events go on firing: highest lateness %v", proctest.Clock(), l.takeWorst())
+		c.Restart(n)
+		c.Well(3)
 		c.delivers(l, 300)
 		l.takeWorst()
 	}
 	stop()
 	publishers.Wait()
-	until(t, 30*time.Second, "every acknowledged event", l.missing)
+	proctest.Until(t, 30*time.Second, "every acknowledged event", l.missing)
 	leave()
 	for err := range members {
 		if err != nil {
@@ -272,11 +273,11 @@ func TestEventsUnderKill(t *testing.T) {
 // delivers how each ended, then is closed.
 func (l *eventLoad) join(ctx context.Context, n int) <-chan error {
 	l.c.t.Helper()
-	first, err := l.c.client.Events.Subscribe(within(l.c.t, 20*time.Second), client.SubscribeOptions{Topic: eventTopic, Group: eventGroup, Prefetch: 1})
+	first, err := l.c.Client.Events.Subscribe(proctest.Within(l.c.t, 20*time.Second), client.SubscribeOptions{Topic: eventTopic, Group: eventGroup, Prefetch: 1})
 	if err != nil {
 		l.c.t.Fatal(err)
 	}
-	if err := first.Close(within(l.c.t, 20*time.Second)); err != nil {
+	if err := first.Close(proctest.Within(l.c.t, 20*time.Second)); err != nil {
 		l.c.t.Fatal(err)
 	}
 	ended := make(chan error, n)
@@ -317,7 +318,7 @@ func (l *eventLoad) keepPublishing(ctx context.Context, publisher int) {
 		if n%20 == 0 {
 			l.publish(context.WithoutCancel(ctx), events...)
 		}
-		pause(ctx, 20*time.Millisecond)
+		proctest.Pause(ctx, 20*time.Millisecond)
 	}
 }
 
@@ -325,7 +326,7 @@ func (l *eventLoad) keepPublishing(ctx context.Context, publisher int) {
 func (c *cluster) delivers(l *eventLoad, n int64) {
 	c.t.Helper()
 	goal := l.total.Load() + n
-	until(c.t, 30*time.Second, fmt.Sprintf("%d more deliveries", n), func(context.Context) string {
+	proctest.Until(c.t, 30*time.Second, fmt.Sprintf("%d more deliveries", n), func(context.Context) string {
 		if left := goal - l.total.Load(); left > 0 {
 			return fmt.Sprintf("%d are missing", left)
 		}
@@ -337,13 +338,13 @@ func (c *cluster) delivers(l *eventLoad, n int64) {
 // everything: a new member gets only an event that is published now.
 func (l *eventLoad) settled(t *testing.T) {
 	t.Helper()
-	ctx := within(t, 30*time.Second)
-	sub, err := l.c.client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: eventTopic, Group: eventGroup})
+	ctx := proctest.Within(t, 30*time.Second)
+	sub, err := l.c.Client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: eventTopic, Group: eventGroup})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = sub.Close(ctx) }()
-	if _, err := l.c.client.Events.Publish(ctx, eventTopic, client.NewEvent{MessageID: "the last", Delay: time.Second}); err != nil {
+	if _, err := l.c.Client.Events.Publish(ctx, eventTopic, client.NewEvent{MessageID: "the last", Delay: time.Second}); err != nil {
 		t.Fatal(err)
 	}
 	e, err := sub.Next(ctx)
@@ -373,20 +374,20 @@ func TestPendingEventsSurviveRestart(t *testing.T) {
 	}{
 		{"SIGTERM before they are due", 8 * time.Second, func(c *cluster, first time.Time) {
 			began := time.Now()
-			c.StopAll(within(c.t, 20*time.Second))
+			c.StopAll(proctest.Within(c.t, 20*time.Second))
 			c.t.Logf("all nodes stopped by SIGTERM in %v, %v before the first event is due",
 				time.Since(began).Round(time.Millisecond), time.Until(first).Round(time.Millisecond))
 		}},
 		{"kill -9 while they fire", 5 * time.Second, func(c *cluster, first time.Time) {
-			pause(c.t.Context(), time.Until(first.Add(window/2)))
+			proctest.Pause(c.t.Context(), time.Until(first.Add(window/2)))
 			c.KillAll()
 			c.t.Logf("all nodes killed %v after the first event was due", time.Since(first).Round(time.Millisecond))
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := start(t, 3)
-			ctx := within(t, 60*time.Second)
-			if _, err := c.client.Events.CreateTopic(ctx, eventTopic, client.TopicOptions{Partitions: 8}); err != nil {
+			ctx := proctest.Within(t, 60*time.Second)
+			if _, err := c.Client.Events.CreateTopic(ctx, eventTopic, client.TopicOptions{Partitions: 8}); err != nil {
 				t.Fatal(err)
 			}
 			l := newEventLoad(c)
@@ -417,9 +418,9 @@ func TestPendingEventsSurviveRestart(t *testing.T) {
 			if err := c.StartAll(); err != nil {
 				t.Fatal(err)
 			}
-			c.well(3)
+			c.Well(3)
 			t.Logf("well %v after the restart", time.Since(began).Round(time.Millisecond))
-			until(t, 60*time.Second, "every event", l.missing)
+			proctest.Until(t, 60*time.Second, "every event", l.missing)
 			t.Logf("all delivered %v after the last was due, highest lateness %v",
 				time.Since(first.Add(window)).Round(time.Millisecond), l.takeWorst())
 			leave()

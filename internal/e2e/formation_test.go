@@ -13,12 +13,13 @@ import (
 
 	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/localcluster"
+	"github.com/almanacdb/almanac/internal/proctest"
 )
 
 // put writes a key through any node, within the time that an election takes.
 func (c *cluster) put(key, value string) {
 	c.t.Helper()
-	if _, err := c.client.KV.Put(within(c.t, 20*time.Second), []byte(key), []byte(value)); err != nil {
+	if _, err := c.Client.KV.Put(proctest.Within(c.t, 20*time.Second), []byte(key), []byte(value)); err != nil {
 		c.t.Fatalf("put %s: %v", key, err)
 	}
 }
@@ -27,8 +28,8 @@ func (c *cluster) put(key, value string) {
 func (c *cluster) has(key, value string, nodes ...*localcluster.Node) {
 	c.t.Helper()
 	for _, n := range nodes {
-		cl := c.newClient(client.Options{Endpoints: []string{n.Address}})
-		kv, err := cl.KV.Get(within(c.t, 20*time.Second), []byte(key))
+		cl := c.NewClient(client.Options{Endpoints: []string{n.Address}})
+		kv, err := cl.KV.Get(proctest.Within(c.t, 20*time.Second), []byte(key))
 		if err != nil || kv == nil || string(kv.Value) != value {
 			c.t.Errorf("node %d: %s is %v (%v), want %q", n.Index, key, kv, err, value)
 		}
@@ -47,7 +48,7 @@ func TestRestartInAnyOrder(t *testing.T) {
 			how = "kill -9"
 			c.KillAll()
 		} else {
-			c.StopAll(within(t, 20*time.Second))
+			c.StopAll(proctest.Within(t, 20*time.Second))
 		}
 		for _, n := range c.Nodes {
 			if n.Running() || n.Answers() {
@@ -55,21 +56,21 @@ func TestRestartInAnyOrder(t *testing.T) {
 			}
 		}
 		first, second, third := c.Nodes[order[0]], c.Nodes[order[1]], c.Nodes[order[2]]
-		c.restart(first)
-		c.answering(first)
+		c.Restart(first)
+		c.Answering(first)
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-		alone := c.newClient(client.Options{Endpoints: []string{first.Address}})
+		alone := c.NewClient(client.Options{Endpoints: []string{first.Address}})
 		if _, err := alone.KV.Put(ctx, []byte("alone"), nil); client.ReasonOf(err) != client.ReasonDeadline {
 			t.Errorf("a write with one of three nodes: %v", err)
 		}
 		cancel()
 		began := time.Now()
-		c.restart(second)
+		c.Restart(second)
 		c.put("two", fmt.Sprint(round))
 		took := time.Since(began)
 		c.has("round", fmt.Sprint(round), first, second)
-		c.restart(third)
-		c.well(3)
+		c.Restart(third)
+		c.Well(3)
 		c.has("two", fmt.Sprint(round), third)
 		c.put("round", fmt.Sprint(round+1))
 		t.Logf("all stopped by %s, started in order %d, %d, %d: first write %v after the second node's start",
@@ -82,28 +83,28 @@ func TestSingleNode(t *testing.T) {
 	c := start(t, 1)
 	n := c.Nodes[0]
 	c.put("a", "1")
-	if _, err := c.client.Events.CreateTopic(within(t, 10*time.Second), eventTopic, client.TopicOptions{}); err != nil {
+	if _, err := c.Client.Events.CreateTopic(proctest.Within(t, 10*time.Second), eventTopic, client.TopicOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	ctx := within(t, 30*time.Second)
-	published, err := c.client.Events.Publish(ctx, eventTopic, client.NewEvent{MessageID: "later", Delay: 4 * time.Second})
+	ctx := proctest.Within(t, 30*time.Second)
+	published, err := c.Client.Events.Publish(ctx, eventTopic, client.NewEvent{MessageID: "later", Delay: 4 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("SIGTERM took %v", c.terminate(n).Round(time.Millisecond))
+	t.Logf("SIGTERM took %v", c.Terminate(n).Round(time.Millisecond))
 	began := time.Now()
-	c.restart(n)
+	c.Restart(n)
 	c.put("b", "2")
 	t.Logf("first write %v after the restart", time.Since(began).Round(time.Millisecond))
-	c.kill(n, "the only one")
+	c.Kill(n, "the only one")
 	began = time.Now()
-	c.restart(n)
+	c.Restart(n)
 	c.put("c", "3")
 	t.Logf("first write %v after the restart", time.Since(began).Round(time.Millisecond))
 	for key, value := range map[string]string{"a": "1", "b": "2", "c": "3"} {
 		c.has(key, value, n)
 	}
-	sub, err := c.client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: eventTopic, Group: "g"})
+	sub, err := c.Client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: eventTopic, Group: "g"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestSingleNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A cluster of one has nobody to hand over to, and --join means nothing to it.
-	c.terminate(n)
+	c.Terminate(n)
 	c.runWithJoin(n, "127.0.0.1:1")
 }
 
@@ -148,8 +149,8 @@ func TestFormation(t *testing.T) {
 	slices.SortFunc(sorted, func(a, b *localcluster.Node) int { return strings.Compare(a.Peer, b.Peer) })
 	late := sorted[2]
 	here := []*localcluster.Node{sorted[0], sorted[1]}
-	c.restart(here[1]) // the one that does not decide
-	c.answering(here[1])
+	c.Restart(here[1]) // the one that does not decide
+	c.Answering(here[1])
 	a := run(t, 30*time.Second, "", binary, "--endpoints", here[1].Address, "--request-timeout", "3s", "init")
 	if a.code == 0 {
 		t.Fatalf("init with one of three nodes: %+v", a)
@@ -158,17 +159,17 @@ func TestFormation(t *testing.T) {
 	if a := run(t, 30*time.Second, "", binary, "--endpoints", here[1].Address, "--request-timeout", "3s", "kv", "get", "k"); a.code == 0 {
 		t.Errorf("a node without a cluster answers a read: %+v", a)
 	}
-	c.restart(here[0])
-	c.answering(here...)
+	c.Restart(here[0])
+	c.Answering(here...)
 	ids := c.initAll(here)
-	c.well(2)
+	c.Well(2)
 	c.put("before", "1")
 	c.has("before", "1", here...)
 
-	c.restart(late)
-	c.well(3)
-	until(t, 20*time.Second, "the late node's replicas", func(ctx context.Context) string {
-		nodes, err := c.client.Cluster.Nodes(ctx)
+	c.Restart(late)
+	c.Well(3)
+	proctest.Until(t, 20*time.Second, "the late node's replicas", func(ctx context.Context) string {
+		nodes, err := c.Client.Cluster.Nodes(ctx)
 		if err != nil {
 			return err.Error()
 		}
@@ -180,10 +181,10 @@ func TestFormation(t *testing.T) {
 		return fmt.Sprint(nodes)
 	})
 	c.has("before", "1", late)
-	c.kill(here[0], "so that the late one is needed") // a majority is the late one and another
+	c.Kill(here[0], "so that the late one is needed") // a majority is the late one and another
 	c.put("after", "2")
-	c.restart(here[0])
-	c.well(3)
+	c.Restart(here[0])
+	c.Well(3)
 	again := c.initAll(c.Nodes)
 	if again != ids {
 		t.Errorf("init again: cluster %s, was %s", again, ids)
@@ -195,13 +196,13 @@ func TestFormation(t *testing.T) {
 // that they speak of.
 func (c *cluster) initAll(nodes []*localcluster.Node) string {
 	c.t.Helper()
-	ctx := within(c.t, 30*time.Second)
+	ctx := proctest.Within(c.t, 30*time.Second)
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	seen := map[string]int{}
 	for _, n := range nodes {
 		for range 3 {
-			cl := c.newClient(client.Options{Endpoints: []string{n.Address}})
+			cl := c.NewClient(client.Options{Endpoints: []string{n.Address}})
 			all.Add(1)
 			go func() {
 				defer all.Done()
@@ -232,27 +233,27 @@ func (c *cluster) fourth(cluster string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.restart(n)
-	c.well(4)
+	c.Restart(n)
+	c.Well(4)
 	c.has("before", "1", n)
 	c.has("after", "2", n)
-	one := c.newClient(client.Options{Endpoints: []string{n.Address}})
-	s, err := one.Cluster.Status(within(c.t, 10*time.Second))
+	one := c.NewClient(client.Options{Endpoints: []string{n.Address}})
+	s, err := one.Cluster.Status(proctest.Within(c.t, 10*time.Second))
 	if err != nil || s.GetClusterId() != cluster || s.GetNode().GetNodeId() != 4 {
 		c.t.Errorf("the fourth node's status: %v, %v", s, err)
 	}
-	if r, err := one.Cluster.Init(within(c.t, 10*time.Second)); err != nil || r.GetClusterId() != cluster {
+	if r, err := one.Cluster.Init(proctest.Within(c.t, 10*time.Second)); err != nil || r.GetClusterId() != cluster {
 		c.t.Errorf("init at the fourth node: %v, %v", r, err)
 	}
-	if _, err := one.KV.Put(within(c.t, 10*time.Second), []byte("through four"), []byte("4")); err != nil {
+	if _, err := one.KV.Put(proctest.Within(c.t, 10*time.Second), []byte("through four"), []byte("4")); err != nil {
 		c.t.Error(err)
 	}
-	if _, err := one.Events.CreateTopic(within(c.t, 20*time.Second), "four", client.TopicOptions{Partitions: 4, Replicas: 4}); err != nil {
+	if _, err := one.Events.CreateTopic(proctest.Within(c.t, 20*time.Second), "four", client.TopicOptions{Partitions: 4, Replicas: 4}); err != nil {
 		c.t.Errorf("a topic with a replica on every node: %v", err)
 	}
-	c.kill(n, "the fourth")
+	c.Kill(n, "the fourth")
 	c.has("through four", "4", c.Nodes[:3]...)
-	c.restart(n)
-	c.well(4)
+	c.Restart(n)
+	c.Well(4)
 	c.has("through four", "4", n)
 }

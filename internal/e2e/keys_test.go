@@ -13,13 +13,11 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-
 	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/lincheck"
 	"github.com/almanacdb/almanac/internal/localcluster"
+	"github.com/almanacdb/almanac/internal/proctest"
 )
 
 const (
@@ -29,101 +27,6 @@ const (
 	keyMinPerSec  = 50 // acknowledged operations, kills included
 	keyMostUnsure = 0.05
 )
-
-// store is what both clients can do with a key. An error says whether the operation
-// may have been done.
-type store interface {
-	get(ctx context.Context, key string) (value string, present bool, err error)
-	put(ctx context.Context, key, value string) error
-	del(ctx context.Context, key string) (present bool, err error)
-	swap(ctx context.Context, in lincheck.Input) (swapped bool, err error)
-	refused(err error) bool // surely not done
-}
-
-type almanacStore struct{ kv *client.KV }
-
-func (s almanacStore) get(ctx context.Context, key string) (string, bool, error) {
-	kv, err := s.kv.Get(ctx, []byte(key))
-	if kv == nil {
-		return "", false, err
-	}
-	return string(kv.Value), true, err
-}
-
-func (s almanacStore) put(ctx context.Context, key, value string) error {
-	_, err := s.kv.Put(ctx, []byte(key), []byte(value))
-	return err
-}
-
-func (s almanacStore) del(ctx context.Context, key string) (bool, error) {
-	r, err := s.kv.Delete(ctx, client.Key([]byte(key)))
-	return r.Deleted == 1, err
-}
-
-func (s almanacStore) swap(ctx context.Context, in lincheck.Input) (bool, error) {
-	if in.Absent {
-		_, err := s.kv.PutIfAbsent(ctx, []byte(in.Key), []byte(in.Value))
-		if client.ReasonOf(err) == client.ReasonCompareFailed {
-			return false, nil
-		}
-		return err == nil, err
-	}
-	r, err := s.kv.Txn(ctx, client.Txn{
-		If:   []client.Compare{client.CompareValue([]byte(in.Key), client.Equal, []byte(in.Expect))},
-		Then: []client.Op{client.OpPut([]byte(in.Key), []byte(in.Value))},
-	})
-	return err == nil && r.Succeeded, err
-}
-
-func (s almanacStore) refused(err error) bool {
-	switch client.ReasonOf(err) {
-	case client.ReasonNotLeader, client.ReasonBusy, client.ReasonUninitialized:
-		return true
-	}
-	return false
-}
-
-type etcdStore struct{ kv clientv3.KV }
-
-func (s etcdStore) get(ctx context.Context, key string) (string, bool, error) {
-	r, err := s.kv.Get(ctx, key)
-	if err != nil || len(r.Kvs) == 0 {
-		return "", false, err
-	}
-	return string(r.Kvs[0].Value), true, nil
-}
-
-func (s etcdStore) put(ctx context.Context, key, value string) error {
-	_, err := s.kv.Put(ctx, key, value)
-	return err
-}
-
-func (s etcdStore) del(ctx context.Context, key string) (bool, error) {
-	r, err := s.kv.Delete(ctx, key)
-	return err == nil && r.Deleted == 1, err
-}
-
-func (s etcdStore) swap(ctx context.Context, in lincheck.Input) (bool, error) {
-	compare := clientv3.Compare(clientv3.Value(in.Key), "=", in.Expect)
-	if in.Absent {
-		compare = clientv3.Compare(clientv3.CreateRevision(in.Key), "=", 0)
-	}
-	r, err := s.kv.Txn(ctx).If(compare).Then(clientv3.OpPut(in.Key, in.Value)).Commit()
-	return err == nil && r.Succeeded, err
-}
-
-func (s etcdStore) refused(error) bool { return false }
-
-// newEtcdClient returns etcd's own client.
-func newEtcdClient(t *testing.T, endpoints ...string) *clientv3.Client {
-	t.Helper()
-	cl, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cl.Close() })
-	return cl
-}
 
 // keyLoad is clients at work, each operation recorded.
 type keyLoad struct {
@@ -181,14 +84,14 @@ func (l *keyLoad) failure(err error, unsure bool) {
 
 // work does random operations until ctx ends. A client whose last write may still
 // happen goes on under a new number.
-func (l *keyLoad) work(ctx context.Context, s store, worker int) {
+func (l *keyLoad) work(ctx context.Context, s proctest.Store, worker int) {
 	r := rand.New(rand.NewPCG(uint64(worker), 7))
 	id := int(l.nextID.Add(1))
 	for n := 0; ctx.Err() == nil; n++ {
 		in := lincheck.Input{Op: lincheck.Op(1 + r.IntN(4)), Key: fmt.Sprintf("k%d", r.IntN(keyCount)), Value: fmt.Sprintf("%d.%d", worker, n)}
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		if in.Op == lincheck.CompareSwap { // expect what is there, so that some succeed
-			value, present, err := s.get(call, in.Key)
+			value, present, err := s.Get(call, in.Key)
 			if err != nil {
 				cancel()
 				continue
@@ -196,9 +99,9 @@ func (l *keyLoad) work(ctx context.Context, s store, worker int) {
 			in.Expect, in.Absent = value, !present
 		}
 		end := l.recorder.Begin(id, in)
-		out, err := do(call, s, in)
+		out, err := proctest.Do(call, s, in)
 		if err != nil {
-			out.Refused = in.Op == lincheck.Get || s.refused(err)
+			out.Refused = in.Op == lincheck.Get || s.Refused(err)
 			out.Unknown = !out.Refused
 			l.failure(err, out.Unknown)
 		} else {
@@ -215,29 +118,15 @@ func (l *keyLoad) work(ctx context.Context, s store, worker int) {
 			l.keep(call, s, fmt.Sprintf("kept/%d/%06d", worker, n))
 		}
 		cancel()
-		pause(ctx, time.Duration(2+r.IntN(6))*time.Millisecond)
+		proctest.Pause(ctx, time.Duration(2+r.IntN(6))*time.Millisecond)
 	}
-}
-
-func do(ctx context.Context, s store, in lincheck.Input) (out lincheck.Output, err error) {
-	switch in.Op {
-	case lincheck.Get:
-		out.Value, out.Present, err = s.get(ctx, in.Key)
-	case lincheck.Put:
-		err = s.put(ctx, in.Key, in.Value)
-	case lincheck.Delete:
-		out.Present, err = s.del(ctx, in.Key)
-	default:
-		out.Swapped, err = s.swap(ctx, in)
-	}
-	return out, err
 }
 
 // keep writes a key that is never written again.
-func (l *keyLoad) keep(ctx context.Context, s store, key string) {
+func (l *keyLoad) keep(ctx context.Context, s proctest.Store, key string) {
 	value := "value of " + key
-	if err := s.put(ctx, key, value); err != nil {
-		l.failure(err, !s.refused(err))
+	if err := s.Put(ctx, key, value); err != nil {
+		l.failure(err, !s.Refused(err))
 		return
 	}
 	l.done.Add(1)
@@ -257,9 +146,9 @@ func TestKeysUnderKill(t *testing.T) {
 	defer stop()
 	var workers sync.WaitGroup
 	for i := range keyClients + keyEtcdUsers {
-		var s store = almanacStore{c.newClient(client.Options{}).KV}
+		var s proctest.Store = proctest.Almanac{KV: c.NewClient(client.Options{}).KV}
 		if i >= keyClients {
-			s = etcdStore{newEtcdClient(t, strings.Split(c.Endpoints(), ",")...)}
+			s = proctest.Etcd{KV: proctest.NewEtcdClient(t, strings.Split(c.Endpoints(), ",")...)}
 		}
 		workers.Add(1)
 		go func() {
@@ -296,7 +185,7 @@ func TestKeysUnderKill(t *testing.T) {
 func (c *cluster) progress(l *keyLoad, n int64) {
 	c.t.Helper()
 	goal := l.done.Load() + n
-	until(c.t, 30*time.Second, fmt.Sprintf("%d more operations", n), func(context.Context) string {
+	proctest.Until(c.t, 30*time.Second, fmt.Sprintf("%d more operations", n), func(context.Context) string {
 		if left := goal - l.done.Load(); left > 0 {
 			return fmt.Sprintf("%d are missing", left)
 		}
@@ -310,20 +199,20 @@ func (c *cluster) killEach(l *keyLoad) {
 	killed := make(map[*localcluster.Node]bool)
 	strike := func(n *localcluster.Node, why string) {
 		l.takeGap()
-		c.kill(n, why)
+		c.Kill(n, why)
 		killed[n] = true
 		c.progress(l, 400)
 		gap := l.takeGap()
-		c.t.Logf("%s the others went on: longest gap between acknowledged writes %v", clock(), gap.Round(time.Millisecond))
+		c.t.Logf("%s the others went on: longest gap between acknowledged writes %v", proctest.Clock(), gap.Round(time.Millisecond))
 		if gap > 10*time.Second {
 			c.t.Errorf("%v without an acknowledged write after one node was killed", gap)
 		}
-		c.restart(n)
-		c.well(3)
+		c.Restart(n)
+		c.Well(3)
 		c.progress(l, 200)
 	}
-	strike(c.leader(base.SystemRange), "leads the system range")
-	strike(c.leader(base.DefaultRange), "leads the default range")
+	strike(c.Leader(base.SystemRange), "leads the system range")
+	strike(c.Leader(base.DefaultRange), "leads the default range")
 	for _, n := range c.Nodes {
 		if !killed[n] {
 			strike(n, "not killed before")
@@ -335,7 +224,7 @@ func (c *cluster) killEach(l *keyLoad) {
 // know at first that time has passed; it must not answer from what it had.
 func (c *cluster) freeze(l *keyLoad, r base.RangeID) {
 	c.t.Helper()
-	n := c.leader(r)
+	n := c.Leader(r)
 	l.takeGap()
 	n.Pause()
 	defer n.Resume()
@@ -344,10 +233,10 @@ func (c *cluster) freeze(l *keyLoad, r base.RangeID) {
 	c.progress(l, 200)
 	<-frozen.Done()
 	n.Resume()
-	c.well(3)
+	c.Well(3)
 	c.progress(l, 200)
 	c.t.Logf("%s node %d, leader of range %d, was frozen: longest gap between acknowledged writes %v",
-		clock(), n.Index, r, l.takeGap().Round(time.Millisecond))
+		proctest.Clock(), n.Index, r, l.takeGap().Round(time.Millisecond))
 }
 
 // killAll kills all nodes at once, as a power cut would, but for the disks.
@@ -360,13 +249,13 @@ func (c *cluster) killAll(l *keyLoad) {
 			c.t.Fatalf("node %d lives on after kill -9", n.Index)
 		}
 	}
-	c.t.Logf("%s kill -9 of all nodes at once", clock())
+	c.t.Logf("%s kill -9 of all nodes at once", proctest.Clock())
 	if err := c.StartAll(); err != nil {
 		c.t.Fatal(err)
 	}
-	c.well(3)
+	c.Well(3)
 	c.progress(l, 400)
-	c.t.Logf("%s all are back: longest gap between acknowledged writes %v", clock(), l.takeGap().Round(time.Millisecond))
+	c.t.Logf("%s all are back: longest gap between acknowledged writes %v", proctest.Clock(), l.takeGap().Round(time.Millisecond))
 }
 
 // readBack reads every acknowledged write of a key that was written once, through each
@@ -374,8 +263,8 @@ func (c *cluster) killAll(l *keyLoad) {
 func (c *cluster) readBack(l *keyLoad) {
 	c.t.Helper()
 	for _, n := range c.Nodes {
-		cl := c.newClient(client.Options{Endpoints: []string{n.Address}})
-		r, err := cl.KV.Range(within(c.t, 20*time.Second), client.Prefix([]byte("kept/")), client.RangeOptions{})
+		cl := c.NewClient(client.Options{Endpoints: []string{n.Address}})
+		r, err := cl.KV.Range(proctest.Within(c.t, 20*time.Second), client.Prefix([]byte("kept/")), client.RangeOptions{})
 		if err != nil {
 			c.t.Fatalf("reading back through node %d: %v", n.Index, err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/proctest"
 )
 
 // putters write keys of their own, through every node first, until ctx ends.
@@ -21,7 +22,7 @@ func (c *cluster) putters(ctx context.Context, l *keyLoad) *sync.WaitGroup {
 	for i := range 2 * len(c.Nodes) {
 		first := i % len(c.Nodes)
 		endpoints := append(slices.Clone(addresses[first:]), addresses[:first]...)
-		s := almanacStore{c.newClient(client.Options{Endpoints: endpoints}).KV}
+		s := proctest.Almanac{KV: c.NewClient(client.Options{Endpoints: endpoints}).KV}
 		all.Add(1)
 		go func() {
 			defer all.Done()
@@ -29,7 +30,7 @@ func (c *cluster) putters(ctx context.Context, l *keyLoad) *sync.WaitGroup {
 				call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 				l.keep(call, s, fmt.Sprintf("kept/%d/%06d", i, n))
 				cancel()
-				pause(ctx, 2*time.Millisecond)
+				proctest.Pause(ctx, 2*time.Millisecond)
 			}
 		}()
 	}
@@ -56,8 +57,8 @@ func TestGracefulStop(t *testing.T) {
 		all := c.putters(ctx, l)
 		c.progress(l, 300)
 		normal := l.takeGap()
-		n := c.leader(r)
-		took := c.terminate(n)
+		n := c.Leader(r)
+		took := c.Terminate(n)
 		c.progress(l, 300)
 		gap := l.takeGap()
 		stop()
@@ -73,19 +74,19 @@ func TestGracefulStop(t *testing.T) {
 		if l.unsure.Load() > 0 {
 			t.Errorf("%d writes of unknown outcome: %v", l.unsure.Load(), l.reasons)
 		}
-		c.restart(n)
-		c.well(3)
+		c.Restart(n)
+		c.Well(3)
 		c.readBack(l)
 	}
 }
 
 // subscribeNew makes a topic and a member of a group of it.
 func (c *cluster) subscribeNew(topic string) (*client.Subscription, error) {
-	ctx := within(c.t, 20*time.Second)
-	if _, err := c.client.Events.CreateTopic(ctx, topic, client.TopicOptions{Partitions: 3}); err != nil {
+	ctx := proctest.Within(c.t, 20*time.Second)
+	if _, err := c.Client.Events.CreateTopic(ctx, topic, client.TopicOptions{Partitions: 3}); err != nil {
 		return nil, err
 	}
-	return c.client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: topic, Group: "g"})
+	return c.Client.Events.Subscribe(ctx, client.SubscribeOptions{Topic: topic, Group: "g"})
 }
 
 // TestLostQuorum: with one of three nodes left, nothing hangs, the error says which range
@@ -97,8 +98,8 @@ func TestLostQuorum(t *testing.T) {
 		t.Fatalf("%+v", a)
 	}
 	survivor := c.Nodes[1]
-	c.kill(c.Nodes[0], "first of two")
-	c.kill(c.Nodes[2], "second of two")
+	c.Kill(c.Nodes[0], "first of two")
+	c.Kill(c.Nodes[2], "second of two")
 	for i, command := range [][]string{
 		{"kv", "put", "during", "1"},
 		{"kv", "get", "before"},
@@ -138,18 +139,18 @@ func TestLostQuorum(t *testing.T) {
 	status := run(t, time.Minute, "", binary, "--endpoints", survivor.Address, "--request-timeout", "5s", "-o", "json", "cluster", "status")
 	t.Logf("cluster status: exit %d after %v: %s%s", status.code, status.took.Round(time.Millisecond), status.out, status.err)
 	began := time.Now()
-	c.restart(c.Nodes[0])
-	until(t, 30*time.Second, "a write with two of three nodes", func(ctx context.Context) string {
+	c.Restart(c.Nodes[0])
+	proctest.Until(t, 30*time.Second, "a write with two of three nodes", func(ctx context.Context) string {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		if _, err := c.client.KV.Put(ctx, []byte("after"), []byte("1")); err != nil {
+		if _, err := c.Client.KV.Put(ctx, []byte("after"), []byte("1")); err != nil {
 			return err.Error()
 		}
 		return ""
 	})
 	t.Logf("the first write succeeded %v after the second node was started", time.Since(began).Round(time.Millisecond))
-	c.restart(c.Nodes[2])
-	c.well(3)
+	c.Restart(c.Nodes[2])
+	c.Well(3)
 	if a := c.cli("kv", "get", "--value-only", "after"); a.out != "1\n" {
 		t.Errorf("%+v", a)
 	}

@@ -112,6 +112,27 @@ type Fired struct {
 	Soonest time.Duration // the earliest receipt after the due time; negative if before
 }
 
+// Lateness gathers how late events are received. Not for concurrent use.
+type Lateness struct{ f Fired }
+
+// NewLateness returns a Lateness that has seen nothing.
+func NewLateness() *Lateness {
+	return &Lateness{Fired{Tally: Tally{Latencies: newHistogram()}, Soonest: grace}}
+}
+
+// Observe notes an event that was received this long after it was due; negative is early.
+func (l *Lateness) Observe(late time.Duration) {
+	if late < 0 {
+		l.f.Early++
+	}
+	l.f.Soonest = min(l.f.Soonest, late)
+	l.f.Ops++
+	observe(l.f.Latencies, late)
+}
+
+// Fired returns what was seen so far; nothing is Missing.
+func (l *Lateness) Fired() Fired { return l.f }
+
 // Fire publishes l.Count events, due over a while, as l says, and measures how late each
 // is received.
 func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writer) (Fired, error) {
@@ -121,17 +142,9 @@ func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writ
 	}
 	begin := time.Now()
 	start := begin.Add(FireLead(l))
-	f := Fired{Soonest: grace}
-	lateness := newHistogram()
+	lateness := NewLateness()
 	r := &receiver{s: s, want: l.Count}
-	r.seen = func(e *client.Event, _ time.Duration) {
-		late := e.Lateness()
-		if late < 0 {
-			f.Early++
-		}
-		f.Soonest = min(f.Soonest, late)
-		observe(lateness, late)
-	}
+	r.seen = func(e *client.Event, _ time.Duration) { lateness.Observe(e.Lateness()) }
 	received := make(chan error, 1)
 	go func() { received <- r.run(ctx, start.Add(over+grace)) }()
 	l.Request = e.Publish(FireTimes(start, l.Count, over))
@@ -145,7 +158,8 @@ func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writ
 	if err != nil {
 		return Fired{}, err
 	}
-	f.Tally = Tally{Ops: r.distinct, Errors: published.Errors, Elapsed: time.Since(begin), Latencies: lateness}
+	f := lateness.Fired()
+	f.Errors, f.Elapsed = published.Errors, time.Since(begin)
 	f.Missing = max(0, published.Ops-r.distinct)
 	return f, nil
 }

@@ -43,7 +43,7 @@ var floors = map[string]int{
 	"internal/load": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
-	"internal/deps": tests, "internal/badinput": tests,
+	"internal/deps": tests, "internal/badinput": tests, "internal/proctest": tests,
 }
 
 // sameFloor lists the edges within a floor.

@@ -1,0 +1,30 @@
+package main
+
+import "testing"
+
+func TestSaturation(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		rates   []float64 // with 16, 32, 64 ... clients, until it is over
+		clients int
+		peak    float64
+		over    bool
+	}{
+		{"nothing yet", nil, 0, 0, false},
+		{"still rising", []float64{100, 190, 350}, 64, 350, false},
+		{"flat", []float64{100, 190, 192, 189}, 32, 192, true},
+		{"one flat step is noise", []float64{100, 190, 185, 300}, 128, 300, false},
+		{"falling", []float64{100, 190, 150, 90}, 32, 190, true},
+	} {
+		var s saturation
+		for i, r := range test.rates {
+			if s.over() {
+				t.Errorf("%s: over after %d steps", test.name, i)
+			}
+			s.add(16<<i, r)
+		}
+		if clients, peak := s.found(); clients != test.clients || peak != test.peak || s.over() != test.over {
+			t.Errorf("%s: %d clients, peak %v, over %v", test.name, clients, peak, s.over())
+		}
+	}
+}

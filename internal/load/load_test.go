@@ -1,0 +1,105 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A load does as many operations as it is asked for, whatever the batches, and counts
+// what failed apart.
+func TestCounts(t *testing.T) {
+	var asked atomic.Int64
+	l := Load{Clients: 7, Batch: 10, Count: 103, Request: func(client int) Request {
+		return func(_ context.Context, _ *rand.Rand, n int) (int, error) {
+			asked.Add(int64(n))
+			if client == 3 {
+				return n / 2, errors.New("half of it")
+			}
+			return n, nil
+		}
+	}}
+	tally, err := l.Run(t.Context(), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if asked.Load() != 103 || tally.Ops+tally.Errors != 103 {
+		t.Errorf("%d were asked for, %d done, %d failed", asked.Load(), tally.Ops, tally.Errors)
+	}
+	if tally.Errors > 0 && tally.FirstError == nil {
+		t.Error("the error is lost")
+	}
+}
+
+// With a rate, latency counts from the scheduled time: a server that stalls once makes
+// all that was due meanwhile late.
+func TestRateCountsFromTheSchedule(t *testing.T) {
+	stalled := false
+	l := Load{Clients: 1, Batch: 1, Count: 20, Rate: 1000, Request: func(int) Request {
+		return func(ctx context.Context, _ *rand.Rand, _ int) (int, error) {
+			if !stalled {
+				stalled = true
+				pause(ctx, 50*time.Millisecond)
+			}
+			return 1, nil
+		}
+	}}
+	tally, err := l.Run(t.Context(), io.Discard)
+	if err != nil || tally.Ops != 20 {
+		t.Fatalf("%+v, %v", tally, err)
+	}
+	if p50 := tally.Quantile(50); p50 < 25*time.Millisecond {
+		t.Errorf("half of the operations took %v or less, though all waited for the stall", p50)
+	}
+}
+
+func TestTally(t *testing.T) {
+	tally := Tally{Ops: 500, Elapsed: 2 * time.Second, Latencies: newHistogram()}
+	for i := range 100 {
+		observe(tally.Latencies, time.Duration(i+1)*time.Millisecond)
+	}
+	if tally.PerSecond() != 250 || (Tally{Ops: 1}).PerSecond() != 0 {
+		t.Errorf("%v a second", tally.PerSecond())
+	}
+	if q := tally.Quantile(99); q < 99*time.Millisecond || q > 100*time.Millisecond {
+		t.Errorf("99 %% took %v or less", q)
+	}
+}
+
+func TestRandomKeysDiffer(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		seen := make(map[string]bool)
+		for _, k := range randomKeys(random, 50, 50) {
+			seen[string(k)] = true
+		}
+		if len(seen) != 50 {
+			t.Fatalf("%d different keys of 50", len(seen))
+		}
+	}
+}
+
+func TestFireTimes(t *testing.T) {
+	start := time.Unix(1000, 0)
+	due := FireTimes(start, 10, 5*time.Second)
+	if due(0) != start || due(9) != start.Add(4500*time.Millisecond) {
+		t.Errorf("from %v to %v", due(0), due(9))
+	}
+	if lead := FireLead(Load{Count: 10_000, Rate: 5000}); lead != 4*time.Second {
+		t.Errorf("a lead of %v", lead)
+	}
+}
+
+func TestLateness(t *testing.T) {
+	l := NewLateness()
+	for _, late := range []time.Duration{3 * time.Millisecond, -time.Millisecond, time.Millisecond} {
+		l.Observe(late)
+	}
+	if f := l.Fired(); f.Ops != 3 || f.Early != 1 || f.Soonest != -time.Millisecond || f.Quantile(100).Round(time.Millisecond) != 3*time.Millisecond {
+		t.Errorf("%+v", f)
+	}
+}
