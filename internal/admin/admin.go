@@ -18,6 +18,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/replica"
+	"github.com/almanacdb/almanac/internal/store"
 )
 
 // Options configure a Server. The functions are called from requests, several at a
@@ -53,6 +54,9 @@ type Member interface {
 	Clock() clock.Clock
 	// Replicas returns what is known of all replicas here.
 	Replicas() []*replica.Visible
+	// Rebuilding returns how far the node is with getting back the replicas that it lost
+	// with its stores; false if they are whole.
+	Rebuilding() (store.Rebuilding, bool)
 	// OracleAnchor returns the last oracle time seen here and when that was; false if
 	// none has been seen yet.
 	OracleAnchor() (ms int64, at clock.Mono, ok bool)

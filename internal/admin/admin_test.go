@@ -29,6 +29,7 @@ type cluster struct {
 	anchorMS int64
 	anchorAt clock.Mono
 	fetch    func(done func(base.Timestamp, error)) // nil: answers at once
+	lost     *store.Rebuilding
 }
 
 func newCluster(replicas ...*replica.Visible) *cluster {
@@ -37,6 +38,13 @@ func newCluster(replicas ...*replica.Visible) *cluster {
 
 func (c *cluster) Clock() clock.Clock           { return c.clock }
 func (c *cluster) Replicas() []*replica.Visible { return c.replicas }
+
+func (c *cluster) Rebuilding() (store.Rebuilding, bool) {
+	if c.lost == nil {
+		return store.Rebuilding{}, false
+	}
+	return *c.lost, true
+}
 
 func (c *cluster) OracleAnchor() (int64, clock.Mono, bool) {
 	return c.anchorMS, c.anchorAt, c.anchorMS != 0
@@ -115,6 +123,10 @@ func TestReady(t *testing.T) {
 				"range 2 has no known leader\nthe oracle issues no timestamps: no quorum; start more nodes"},
 		{name: "oracle alone", member: &cluster{fetch: unavailable},
 			want: "the oracle issues no timestamps: no quorum; start more nodes"},
+		{name: "rebuilding", member: &cluster{lost: &store.Rebuilding{Left: 3, Total: 4, Why: "range 2: node 3 went away"}},
+			want: "the stores were damaged; rebuilding the replicas from other nodes: 1 of 4 ranges are back; range 2: node 3 went away"},
+		{name: "rebuilding what", member: &cluster{lost: &store.Rebuilding{}},
+			want: "the stores were damaged; rebuilding the replicas from other nodes: asking which ranges it holds"},
 		{name: "failed", member: newCluster(), failed: errors.New("disk gone"),
 			want: "the node has failed and must be restarted: disk gone"},
 		{name: "shutting down", member: newCluster(), stop: true, want: "the node is shutting down"},

@@ -41,6 +41,7 @@ What to watch first:
 | if | then |
 |---|---|
 | ` + "`almanac_node_up == 0`" + ` | the node's storage failed; it must be restarted, see its log |
+| ` + "`almanac_ranges_rebuilding > 0`" + ` | a store of the node was damaged; it gets its replicas back from other nodes; check its disk |
 | ` + "`almanac_ranges_without_leader > 0`" + ` for longer than an election | a majority of some range is down or cut off |
 | ` + "`max(almanac_oracle_phase{phase=\"issuing\"}) == 0`" + ` over all nodes | no timestamps: no writes, nothing falls due |
 | ` + "`almanac_oracle_clocks_outside > 0`" + ` | a node's wall clock is off; see to its time service |

@@ -67,7 +67,11 @@ func (s *Server) unready(ctx context.Context) []string {
 	if m == nil {
 		return []string{"this node belongs to no cluster yet; form one with: almanac init --endpoints " + s.opts.Address}
 	}
-	why := leaderless(m.Replicas())
+	var why []string
+	if st, on := m.Rebuilding(); on {
+		why = append(why, "the stores were damaged; rebuilding the replicas from other nodes: "+st.String())
+	}
+	why = append(why, leaderless(m.Replicas())...)
 	if err := oracleIssues(ctx, m); err != nil {
 		why = append(why, "the oracle issues no timestamps: "+explain(err))
 	}

@@ -15,7 +15,7 @@ type state struct{ *Server }
 // looked lists the metrics that state collects.
 var looked = []id{
 	nodeInfo, nodeUp, nodeMember, nodeMemoryLimit, memoryBudget, memoryUsed, nodeDiskSize, nodeDiskFree, nodeDiskScarce,
-	rangesHeld, rangesLed, rangesServing, rangesLeaderless, rangesApplyLag, rangesUncommitted,
+	rangesHeld, rangesLed, rangesServing, rangesLeaderless, rangesApplyLag, rangesUncommitted, rangesRebuilding,
 	oraclePhase, oracleIssued, oracleOffset, oracleOutside, oracleAhead, oracleRounds, oracleSteps, oracleStepped,
 	oracleContinued, oracleTransfers, oracleBoundRetries, oracleBoundStalls,
 	sessionsOpen, eventsOverdue, stateBytes,
@@ -83,6 +83,8 @@ func (s state) Collect(metrics chan<- prometheus.Metric) {
 	}
 	replicas := m.Replicas()
 	summarize(replicas, oracleNow(m).Milliseconds()).collect(ch)
+	lost, _ := m.Rebuilding()
+	ch.put(rangesRebuilding, float64(lost.Left))
 	collectOracle(ch, oracleStatus(replicas))
 }
 

@@ -39,6 +39,7 @@ const (
 	rangesLeaderless
 	rangesApplyLag
 	rangesUncommitted
+	rangesRebuilding
 
 	oraclePhase
 	oracleIssued
@@ -111,6 +112,8 @@ var table = [metricCount]metric{
 		"Ranges that have a replica on this node."},
 	rangesLed: {"almanac_ranges_led", gauge, "ranges", nil,
 		"Ranges whose commands this node orders."},
+	rangesRebuilding: {"almanac_ranges_rebuilding", gauge, "ranges", nil,
+		"Ranges whose replica on this node was lost with its stores and is not back from other nodes yet."},
 	rangesServing: {"almanac_ranges_serving", gauge, "ranges", nil,
 		"Ranges that this node orders and has begun to serve; below almanac_ranges_led only just after an election."},
 	rangesLeaderless: {"almanac_ranges_without_leader", gauge, "ranges", nil,

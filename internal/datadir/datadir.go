@@ -177,20 +177,5 @@ func (d *Dir) checkFormat() error {
 }
 
 func (d *Dir) writeFormat() error {
-	path := filepath.Join(d.path, formatFile)
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err == nil {
-		_, err = f.WriteString(formatWord + strconv.Itoa(Format) + "\n")
-		if err == nil {
-			err = f.Sync()
-		}
-		err = errors.Join(err, f.Close())
-	}
-	if err == nil {
-		err = os.Rename(path+".tmp", path)
-	}
-	if err != nil {
-		return ioFault(err, "cannot write the format of data directory %s", d.path)
-	}
-	return syncDir(d.path)
+	return d.writeFile(formatFile, formatWord+strconv.Itoa(Format)+"\n")
 }

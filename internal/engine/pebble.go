@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,7 +67,11 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 	})
 	p.fs = namedFS{p.fs}
 	p.po = p.pebbleOptions(opts)
-	db, err := pebble.Open(dir, p.po)
+	var db *pebble.DB
+	err := checkFraming(p.fs, dir)
+	if err == nil {
+		db, err = pebble.Open(dir, p.po)
+	}
 	if err == nil {
 		p.db = db
 		p.staging = p.fs.PathJoin(dir, "staging")
@@ -97,8 +102,11 @@ func (p *Pebble) prepare() error {
 
 func openErr(dir string, err error) error {
 	f := fault.As(mapErr(err))
+	if errors.Is(err, os.ErrNotExist) {
+		f = fault.New(fault.Corrupt, "a file is missing")
+	}
 	return fault.Wrap(f.Kind, err, "cannot open the store in %s", dir).
-		WithRemedy("check the disk; a replica with a damaged store can be rebuilt on an empty data directory")
+		WithRemedy("check the disk, and restore the store from a copy")
 }
 
 func (p *Pebble) closeFS() {
@@ -115,7 +123,8 @@ func mapErr(err error) error {
 		return nil
 	case errors.As(err, &f):
 		return err
-	case pebble.IsCorruptionError(err):
+	case pebble.IsCorruptionError(err), strings.Contains(err.Error(), "object size mismatch"):
+		// Pebble does not mark a sorted file of the wrong size as the corruption that it is.
 		if i := pebble.ExtractDataCorruptionInfo(err); i != nil {
 			return damaged(i.Path, err)
 		}

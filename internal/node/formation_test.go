@@ -79,7 +79,7 @@ func TestDeciderThatCrashesBeforeItOffersKeepsItsDecision(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (&identity{Node: 1, Bootstrap: b}).save(alone.log); err != nil {
+	if err := (&identity{Node: 1, Bootstrap: b}).save(alone.log, alone.dir); err != nil {
 		t.Fatal(err)
 	}
 	stop(alone)

@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/datadir"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/logstore"
 	"github.com/almanacdb/almanac/internal/placement"
 )
 
 // identity is what a node durably knows of itself and its cluster: its record in the
-// log store. A node accepts one cluster in its life (R7).
+// log store, of which a copy stands beside the stores for the day that they are lost. A
+// node accepts one cluster in its life (R7).
 type identity struct {
 	Node      base.NodeID         `json:"node"`
 	Bootstrap placement.Bootstrap `json:"bootstrap"`
@@ -22,11 +24,25 @@ type identity struct {
 	Known []base.NodeDescriptor `json:"known,omitempty"`
 }
 
+// loadIdentity reads the node record of the log store; nil if there is none.
 func loadIdentity(s *logstore.Store) (*identity, error) {
 	record, ok, err := s.Node()
 	if err != nil || !ok {
 		return nil, err
 	}
+	return parseIdentity(record)
+}
+
+// savedIdentity reads the copy beside the stores; nil if there is none.
+func savedIdentity(d *datadir.Dir) (*identity, error) {
+	record, ok, err := d.Identity()
+	if err != nil || !ok {
+		return nil, err
+	}
+	return parseIdentity(record)
+}
+
+func parseIdentity(record []byte) (*identity, error) {
 	id := &identity{}
 	if err := json.Unmarshal(record, id); err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "the node record does not parse")
@@ -37,10 +53,16 @@ func loadIdentity(s *logstore.Store) (*identity, error) {
 	return id, nil
 }
 
-func (id *identity) save(s *logstore.Store) error {
+// save keeps the identity in the log store, then beside the stores. That order makes a
+// copy without a record mean that the log store was lost.
+func (id *identity) save(s *logstore.Store, d *datadir.Dir) error {
+	record := placement.Encode(id)
 	b := s.NewBatch()
-	b.SetNode(placement.Encode(id))
-	return b.Commit(true)
+	b.SetNode(record)
+	if err := b.Commit(true); err != nil {
+		return err
+	}
+	return d.SaveIdentity(record)
 }
 
 // clone returns a copy that can be changed and saved.

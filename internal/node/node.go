@@ -143,6 +143,8 @@ type Node struct {
 	run     *running
 	waiting *waiting
 	failed  error
+	opening bool  // the stores are being opened
+	found   error // damage that showed meanwhile
 }
 
 // ports are the node's listeners, kept from start to end.
@@ -202,16 +204,13 @@ func (n *Node) open() (err error) {
 	n.admin = admin.New(admin.Options{
 		Version: o.Version, Logger: o.Logger, Address: o.Advertise, Memory: o.Memory, Parts: n.parts, Failed: n.failure, Disk: n.disk,
 	})
-	if err := n.openEngines(); err != nil {
+	if err := n.openStores(); err != nil {
 		return err
 	}
-	if n.log, err = logstore.Open(n.logs); err != nil {
-		return unreadable(n.dir.Log(), err)
-	}
-	if n.id, err = loadIdentity(n.log); n.id != nil {
+	if n.id != nil {
 		close(n.adopted)
 	}
-	return unreadable(n.dir.Log(), err)
+	return nil
 }
 
 // unreadable says which store an error came from when it was read at start, and what to
@@ -223,7 +222,7 @@ func unreadable(dir string, err error) error {
 	f := fault.As(err)
 	remedy := f.Remedy
 	if remedy == "" {
-		remedy = "check the disk; a replica with a damaged store can be rebuilt on an empty data directory"
+		remedy = "check the disk, and restore the store from a copy"
 	}
 	return fault.Wrap(f.Kind, err, "cannot read the store in %s", dir).WithRemedy("%s", remedy)
 }
@@ -266,13 +265,6 @@ func (n *Node) listener(store string) engine.Listener {
 		n.damaged(store, err)
 	}
 	return l
-}
-
-// damaged stops the node because a file of a store failed its checksum while it was read
-// or compacted.
-func (n *Node) damaged(store string, err error) {
-	n.fail(fault.Wrap(fault.Corrupt, err, "the %s store is damaged", store).
-		WithRemedy("check the disk; a replica with a damaged store can be rebuilt on an empty data directory"))
 }
 
 // fail stops the node: its storage can't be trusted (S6).
@@ -351,7 +343,7 @@ func (n *Node) identity() *identity {
 
 // adopt makes an identity durable, and the node's own.
 func (n *Node) adopt(id *identity) error {
-	if err := id.save(n.log); err != nil {
+	if err := id.save(n.log, n.dir); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -412,17 +404,25 @@ func (n *Node) Stop(ctx context.Context) {
 	n.closeStores()
 }
 
-// closeStores closes what open opened, in reverse.
-func (n *Node) closeStores() {
+// closeEngines closes the stores.
+func (n *Node) closeEngines() error {
 	var errs []error
-	for _, e := range []engine.Engine{n.states, n.logs} {
-		if e != nil {
-			errs = append(errs, e.Close())
+	for _, e := range []*engine.Engine{&n.states, &n.logs} {
+		if *e != nil {
+			errs = append(errs, (*e).Close())
+			*e = nil
 		}
 	}
 	if n.cache != nil {
 		n.cache.Unref()
+		n.cache = nil
 	}
+	return errors.Join(errs...)
+}
+
+// closeStores closes what open opened, in reverse.
+func (n *Node) closeStores() {
+	errs := []error{n.closeEngines()}
 	if n.dir != nil {
 		errs = append(errs, n.dir.Close())
 	}

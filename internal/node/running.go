@@ -36,6 +36,7 @@ type running struct {
 	client    *grpc.Server
 	peer      *grpc.Server
 	health    *health.Server
+	ranges    []base.RangeDescriptor // of the catalogue, as rebuild read it last
 }
 
 // receiver passes what the transport receives to the store, which is made after it.
@@ -87,6 +88,9 @@ func (n *Node) serve(ctx context.Context) error {
 	n.admin.SetMember(r.store)
 	n.goDo(ctx, r.placement.Run)
 	n.goDo(ctx, r.heartbeats)
+	if _, on := r.store.Rebuilding(); on {
+		n.goDo(ctx, r.rebuild)
+	}
 	n.goDo(ctx, r.watchDisk)
 	n.serveOn(r.client, n.ports.client)
 	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster.String(), "address", n.opts.Advertise)
@@ -115,7 +119,19 @@ func (n *Node) goDo(ctx context.Context, f func(context.Context)) {
 	}()
 }
 
-func (r *running) openStore(id *identity) (err error) {
+// openStore brings the replicas back. Damage that shows now is repaired as if it had shown
+// when the stores were opened.
+func (r *running) openStore(id *identity) error {
+	err := r.tryStore(id)
+	if fault.KindOf(err) == fault.Corrupt {
+		if err = r.node.repair(err); err == nil {
+			err = r.tryStore(id)
+		}
+	}
+	return err
+}
+
+func (r *running) tryStore(id *identity) (err error) {
 	o := &r.node.opts
 	r.store, err = store.Open(store.Options{
 		Node: id.Node, Clock: r.node.clock, Tick: o.Tick, ElectionTicks: o.ElectionTicks,
@@ -129,14 +145,15 @@ func (r *running) openStore(id *identity) (err error) {
 		Calls: func(from base.NodeID, c *wire.Call, done store.Done) bool {
 			return r.placement.Handle(from, c, done)
 		},
-		Fatal: r.node.fail,
+		Fatal:   r.node.fail,
+		Rebuild: r.node.dir.Rebuilding(),
 	})
 	return unreadable(r.node.dir.Path(), err)
 }
 
 // found creates the replicas that the cluster was formed with, once.
 func (r *running) found(id *identity) error {
-	if id.Founded {
+	if id.Founded || r.node.dir.Rebuilding() {
 		return nil
 	}
 	for _, d := range id.Bootstrap.Ranges() {
@@ -245,6 +262,9 @@ func (r *running) heartbeat(ctx context.Context) error {
 	}
 	if err := r.remember(reply.Nodes); err != nil {
 		return err
+	}
+	if _, on := r.store.Rebuilding(); on {
+		reply.Create = nil // rebuild sees to them
 	}
 	for _, d := range reply.Create {
 		if err := r.store.CreateReplica(d); err != nil && fault.KindOf(err) != fault.Invalid {

@@ -24,6 +24,9 @@ import (
 func (r *running) report() *wire.Heartbeat {
 	h := &wire.Heartbeat{Node: r.node.descriptor(), Full: true}
 	h.Capacity = r.capacity()
+	if st, on := r.store.Rebuilding(); on {
+		h.Rebuilding = st.String()
+	}
 	for _, v := range r.store.Replicas() {
 		h.Replicas = append(h.Replicas, wire.ReplicaStatus{
 			Range: v.Descriptor.Range, Replica: v.Replica, Orderer: v.Serving, Leader: leaderReplica(v.Descriptor, v.Leader),
@@ -171,6 +174,9 @@ func (n nodeInfo) Status() gateway.NodeStatus {
 	s := gateway.NodeStatus{
 		ID: n.store.Node(), Version: n.node.opts.Version, Uptime: time.Since(n.node.started),
 		RSSBytes: rssBytes(), HeapBytes: heapBytes(),
+	}
+	if st, on := n.store.Rebuilding(); on {
+		s.Rebuilding = st.String()
 	}
 	for _, v := range n.store.Replicas() {
 		s.DiskBytes += n.rangeBytes(v.Descriptor)

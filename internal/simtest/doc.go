@@ -48,6 +48,11 @@
 //   - The cluster recovers once faults end, no replica calls itself broken, and none
 //     keeps the others busy without end.
 //
+// # Scripts and single deaths
+//
+// TestScenarios plays the stories in testdata. TestEveryPoint lets a node die at each of its
+// points in a small workload, one after the other.
+//
 // # Planted bugs
 //
 // A checker that finds nothing proves little, so TestPlanted breaks the cluster on purpose

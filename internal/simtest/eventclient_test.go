@@ -18,6 +18,7 @@ type eventBook struct {
 	made   int // ranges in which the groups stand
 	owed   map[eventFor]bool
 	acked  map[eventFor]bool
+	got    map[eventFor]int // deliveries
 	nextID int
 }
 
@@ -28,7 +29,7 @@ type eventFor struct {
 
 func (b *eventBook) init(l *load) {
 	b.l = l
-	b.owed, b.acked = make(map[eventFor]bool), make(map[eventFor]bool)
+	b.owed, b.acked, b.got = make(map[eventFor]bool), make(map[eventFor]bool), make(map[eventFor]int)
 }
 
 // published records an acknowledged publish: every group is owed the event.
@@ -56,6 +57,7 @@ type groupMaker struct {
 	r      base.RangeID
 	leader leaders
 	done   int
+	then   func()
 }
 
 func (m *groupMaker) idle() bool     { return m.done == len(groups) }
@@ -66,10 +68,7 @@ func (m *groupMaker) make() {
 	m.w.propose(m.leader, m.r, command.KindCreateGroup, body, time.Second, func(_ *command.Result, err error) {
 		if err == nil {
 			if m.done++; m.idle() {
-				b := &m.w.load.events
-				if b.made++; b.made == partitions/partsPerRange {
-					m.w.load.groupsMade()
-				}
+				m.then()
 				return
 			}
 		}
@@ -156,6 +155,8 @@ type member struct {
 	group   base.GroupID
 	r       base.RangeID
 	leader  leaders
+	via     *node // the gateway of its choice; nil for any
+	holds   bool  // acks nothing
 	gw      *node
 	life    int
 	at      base.NodeID // who was asked for the session
@@ -175,7 +176,9 @@ const credits = 25
 
 // open opens a session at whom it takes for the orderer.
 func (m *member) open() {
-	m.gw = m.w.anyNode()
+	if m.gw = m.via; m.gw == nil {
+		m.gw = m.w.anyNode()
+	}
 	m.life, m.got, m.session = m.gw.life, 0, 0
 	if !m.gw.up {
 		m.w.after(m.w.backoff(), m.open)
@@ -277,6 +280,7 @@ func (m *member) delivered(d *wire.Delivery) {
 	w := m.w
 	id, pos := d.Event.MessageID, d.Event.Position
 	w.count.Delivered++
+	w.load.events.got[eventFor{id, m.group}]++
 	if d.Attempt > 1 {
 		w.count.Repeated++
 	}
@@ -285,7 +289,7 @@ func (m *member) delivered(d *wire.Delivery) {
 		EventID: eventID(id), Group: groupName(m.group), Partition: d.Partition.Partition, Position: pos,
 		Attempt: int(d.Attempt), AtMS: w.trueMS(), At: w.rec.Now(),
 	})
-	if w.load.stopping || w.chance(0.85) {
+	if !m.holds && (w.manual || w.load.stopping || w.chance(0.85)) {
 		w.after(w.between(time.Millisecond, 100*time.Millisecond), func() { m.ack(id, d.Partition, pos) })
 	}
 }

@@ -71,10 +71,33 @@ type client interface {
 	String() string
 }
 
-func (l *load) start(w *World) {
+func (l *load) init(w *World) {
 	l.w = w
 	l.events.init(l)
-	for i := range 6 {
+}
+
+func (l *load) start(w *World) {
+	l.startKeys(w)
+	made := 0
+	for r := range 2 {
+		g := &groupMaker{w: w, r: rangeOf(base.Partition(r * partsPerRange)), leader: make(leaders)}
+		g.then = func() {
+			if made++; made == 2 {
+				l.startEvents()
+			}
+		}
+		l.clients = append(l.clients, g)
+		w.after(500*time.Millisecond, g.make)
+	}
+}
+
+// startKeys starts the clients of keys.
+func (l *load) startKeys(w *World) {
+	clients := 6
+	if w.cfg.Small {
+		clients = 2
+	}
+	for i := range clients {
 		c := &keyClient{w: w, id: i, leader: make(leaders)}
 		l.clients = append(l.clients, c)
 		w.after(w.between(500*time.Millisecond, time.Second), c.next)
@@ -87,17 +110,16 @@ func (l *load) start(w *World) {
 		l.clients = append(l.clients, k)
 		w.after(5*time.Second, k.next)
 	}
-	for r := range 2 {
-		g := &groupMaker{w: w, r: rangeOf(base.Partition(r * partsPerRange)), leader: make(leaders)}
-		l.clients = append(l.clients, g)
-		w.after(500*time.Millisecond, g.make)
-	}
 }
 
-// groupsMade starts the events once every group stands in every partition.
-func (l *load) groupsMade() {
+// startEvents starts the clients of events, once every group stands in every partition.
+func (l *load) startEvents() {
 	w := l.w
-	for i := range 2 {
+	publishers := 2
+	if w.cfg.Small {
+		publishers = 1
+	}
+	for i := range publishers {
 		p := &publisher{w: w, id: i, leader: make(leaders)}
 		l.clients = append(l.clients, p)
 		w.after(w.between(0, 50*time.Millisecond), p.next)
@@ -197,7 +219,11 @@ func inside[T any](w *World, n *node, limit time.Duration, start func(func(T, er
 
 // ask sends a call through a gateway.
 func (w *World) ask(gw *node, to base.NodeID, m wire.Method, r base.RangeID, body []byte, done func([]byte, error)) {
-	timeout := w.between(100*time.Millisecond, 900*time.Millisecond)
+	w.askFor(w.between(100*time.Millisecond, 900*time.Millisecond), gw, to, m, r, body, done)
+}
+
+// askFor is ask with the time that the callee is given.
+func (w *World) askFor(timeout time.Duration, gw *node, to base.NodeID, m wire.Method, r base.RangeID, body []byte, done func([]byte, error)) {
 	inside(w, gw, timeout+300*time.Millisecond, func(answer func([]byte, error)) {
 		gw.store.Call(to, m, r, append([]byte(nil), body...), timeout, answer)
 	}, func(b []byte, err error) {

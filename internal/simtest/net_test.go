@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/transport"
 	"github.com/almanacdb/almanac/internal/wire"
 )
@@ -121,15 +122,26 @@ func (p *port) Send(to base.NodeID, class transport.Class, msgs ...wire.Message)
 		e = p.repl
 	}
 	if class != transport.ClassReplication {
-		p.n.point("send")
+		p.n.point("send call")
 		return e.Send(to, class, msgs...)
 	}
 	ok := true
 	for i := range msgs {
-		p.n.point("send")
+		m := msgs[i].Replication
+		p.n.point("send " + replicationNames[m.Type] + " " + rangeNames[m.Range])
 		ok = e.Send(to, class, msgs[i]) && ok
 	}
 	return ok
+}
+
+// replicationNames are words for the types of replication messages that matter.
+var replicationNames = map[effect.MessageType]string{
+	3: "append", 4: "ack", 5: "candidacy", 6: "vote", 7: "snapshot", 8: "heartbeat", 9: "heartbeat answer",
+}
+
+// rangeNames are words for the ranges.
+var rangeNames = map[base.RangeID]string{
+	base.SystemRange: "system", base.DefaultRange: "keys", rangeOf(0): "events", rangeOf(partsPerRange): "events2",
 }
 
 // layout returns the ranges of a cluster of n nodes: three replicas each, going round.

@@ -3,6 +3,7 @@ package simtest
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -44,7 +45,7 @@ type node struct {
 	net     *port
 
 	armed   int           // the process dies at the armed-th point from now; 0: not armed
-	armedAt string        // only points of this name count; "": all do
+	armedAt string        // only points count whose name begins so
 	survive func(int) int // what of the log's unsynced commits a death leaves; see engine.Mem
 	points  int           // passed since the run began
 	failAt  string        // the disk step that fails next, once; "any" for any; "": none
@@ -105,7 +106,7 @@ func (n *node) point(where string) {
 		return
 	}
 	n.points++
-	if n.armed == 0 || n.armedAt != "" && n.armedAt != where {
+	if n.armed == 0 || !strings.HasPrefix(where, n.armedAt) {
 		return
 	}
 	if n.armed--; n.armed == 0 {

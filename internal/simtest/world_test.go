@@ -20,6 +20,7 @@ type Config struct {
 	Seed   uint64
 	Faults time.Duration // how long clients run under faults; default 30 s
 	Nodes  int           // default by seed
+	Small  bool          // few clients, which do little
 	Plant  Plant
 	Dir    string // where a drawing of a history that is not linearizable goes
 	// Trace gets every line of the trace; nil keeps only the last ones.
@@ -101,12 +102,18 @@ func newWorld(cfg Config) *World {
 	w.trace = trace{hash: fnv.New64a(), to: cfg.Trace}
 	w.rec = lincheck.NewRecorder(func() time.Duration { return time.Duration(w.now.Mono()) })
 	w.watch.init(w)
+	w.load.init(w)
 	w.buildNetwork()
 	w.keepEntries = 4 << w.rng.IntN(5)
 	w.flushEvery = w.between(100*time.Millisecond, 8*time.Second)
 	w.limits = store.Limits{
 		Mailbox: 64 << w.rng.IntN(6), MaxQueued: 2 << w.rng.IntN(10), CacheBytes: 256 << w.rng.IntN(10),
 		MaxMessageBytes: 512 << w.rng.IntN(8), MaxInflightMessages: 2 << w.rng.IntN(8), MaxUncommittedBytes: 1024 << w.rng.IntN(8),
+	}
+	if cfg.Small {
+		w.keepEntries, w.flushEvery, w.limits = 4, 100*time.Millisecond, store.Limits{
+			Mailbox: 1024, MaxQueued: 256, CacheBytes: 4096, MaxMessageBytes: 8192, MaxInflightMessages: 16, MaxUncommittedBytes: 65536,
+		}
 	}
 	n := [...]int{1, 3, 3, 3, 5, 5}[w.rng.IntN(6)]
 	if cfg.Nodes != 0 {
@@ -121,7 +128,17 @@ func newWorld(cfg Config) *World {
 
 // Run simulates one seed. What the product draws from crypto/rand must have been made
 // to depend on the seed before (testing/cryptotest).
-func Run(cfg Config) (res Result) {
+func Run(cfg Config) Result {
+	return run(cfg, func(w *World) {
+		nemesis := &nemesis{w: w}
+		nemesis.start()
+		w.runFor(cfg.faults())
+		nemesis.stop()
+	})
+}
+
+// run simulates a cluster under load while harm does what it does, then checks.
+func run(cfg Config, harm func(*World)) (res Result) {
 	w := newWorld(cfg)
 	defer func() {
 		if r := recover(); r != nil {
@@ -135,10 +152,7 @@ func Run(cfg Config) (res Result) {
 	w.start()
 	w.load.start(w)
 	w.lookAtMemory()
-	nemesis := &nemesis{w: w}
-	nemesis.start()
-	w.runFor(cfg.faults())
-	nemesis.stop()
+	harm(w)
 	w.settle()
 	w.check()
 	return res

@@ -55,6 +55,18 @@ type Rebuilding struct {
 	Why         string // what the first of those waits for, if an attempt failed
 }
 
+// String says it in words.
+func (r Rebuilding) String() string {
+	text := "asking which ranges it holds"
+	if r.Total > 0 {
+		text = fmt.Sprintf("%d of %d ranges are back", r.Total-r.Left, r.Total)
+	}
+	if r.Why != "" {
+		text += "; " + r.Why
+	}
+	return text
+}
+
 // Rebuilding returns how far the node is with getting its replicas back; false if its
 // stores are whole.
 func (s *Store) Rebuilding() (Rebuilding, bool) {

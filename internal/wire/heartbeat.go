@@ -10,6 +10,9 @@ type Heartbeat struct {
 	// since the last heartbeat.
 	Full     bool
 	Replicas []ReplicaStatus
+	// Rebuilding says how far the node is with getting back the replicas that it lost with
+	// its stores, in words; empty if they are whole.
+	Rebuilding string
 }
 
 // Capacity is what a node has and has left, in bytes.
@@ -68,7 +71,8 @@ func (x *Heartbeat) Append(b []byte) []byte {
 	b = appendUvarint(b, x.Capacity.MemoryLimit)
 	b = appendUvarint(b, uint64(x.Capacity.CPUs))
 	b = appendBool(b, x.Full)
-	return appendList(b, x.Replicas, appendReplicaStatus)
+	b = appendList(b, x.Replicas, appendReplicaStatus)
+	return appendBytes(b, x.Rebuilding)
 }
 
 // Decode implements Body.
@@ -81,6 +85,7 @@ func (x *Heartbeat) Decode(b []byte) error {
 	x.Capacity.CPUs = d.uint32()
 	x.Full = d.bool()
 	x.Replicas = decodeList(&d, 11, decodeReplicaStatus)
+	x.Rebuilding = d.string()
 	return d.end()
 }
 

@@ -87,6 +87,9 @@ type NodeStatus struct {
 	RSSBytes  uint64 // resident memory
 	HeapBytes uint64 // in use
 	DiskBytes uint64 // of the stores in the data directory
+	// Rebuilding says how far the node is with getting back the replicas that it lost with
+	// its stores; empty if they are whole.
+	Rebuilding string
 }
 
 // InitFunc forms a cluster whose first node is this one. A node that belongs to one

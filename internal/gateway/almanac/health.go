@@ -41,6 +41,9 @@ func (s *clusterServer) Status(ctx context.Context, _ *almanacv1.StatusRequest) 
 			problem += "; " + f.Remedy
 		}
 		resp.Problems = append(resp.Problems, problem)
+		if st := s.node.Status(); st.Rebuilding != "" {
+			resp.Problems = append(resp.Problems, rebuildingProblem(st.ID, st.Rebuilding))
+		}
 	} else {
 		v.judge(resp)
 	}
@@ -70,6 +73,9 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 		resp.NodesTotal++
 		if v.reports[i].Alive {
 			resp.NodesAlive++
+			if how := v.reports[i].Heartbeat.Rebuilding; how != "" {
+				resp.Problems = append(resp.Problems, rebuildingProblem(v.reports[i].Node.Node, how))
+			}
 			if v.reports[i].Heartbeat.Capacity.Scarce() {
 				scarce = append(scarce, uint64(v.reports[i].Node.Node))
 			}
@@ -112,6 +118,10 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 		resp.Problems = append(resp.Problems, fmt.Sprintf("%s fewer replicas than the policy wants",
 			enumerate("range", "has", "have", below)))
 	}
+}
+
+func rebuildingProblem(n base.NodeID, how string) string {
+	return fmt.Sprintf("the stores of node %d were damaged; it gets its replicas back from other nodes: %s", n, how)
 }
 
 // enumerated is how many ids a sentence lists.
