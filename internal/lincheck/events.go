@@ -38,6 +38,8 @@ type Delivery struct {
 	Attempt   int           // from 1
 	AtMS      int64         // milliseconds since 1970, by the clock that judges early
 	At        time.Duration // monotonic
+	// Joined is when the member that got it began to join: monotonic, 0 if not known.
+	Joined time.Duration
 }
 
 // Ack is an acknowledged ack: the event is settled for that group.
@@ -97,12 +99,13 @@ const (
 	Misplaced                                 // delivered at a place other than the acknowledged one
 	CancelDelivered                           // delivered though cancelled before (invariant 4)
 	CursorRegression                          // the cursor moved backwards (invariant 5)
+	AckUndone                                 // handed to a member that joined after the ack was acknowledged (invariant 5)
 	OutOfOrder                                // first hand-outs of an ordering key not in order (invariant 6)
 )
 
 var violationKinds = [...]string{
 	Lost: "lost", Early: "early", Invented: "invented", Misplaced: "misplaced",
-	CancelDelivered: "delivered after cancel", CursorRegression: "cursor moved backwards",
+	CancelDelivered: "delivered after cancel", CursorRegression: "cursor moved backwards", AckUndone: "delivered after ack",
 	OutOfOrder: "out of order",
 }
 
@@ -132,7 +135,7 @@ type EventReport struct {
 	Violations []Violation
 	Delivered  int // (event, group) pairs delivered at least once
 	Repeated   int // deliveries beyond the first of a pair: allowed, worth knowing
-	AfterAck   int // of these, those seen after the ack was acknowledged
+	AfterAck   int // of these, those seen after the ack was acknowledged: they may have been on their way
 }
 
 type eventGroup struct {
@@ -141,7 +144,7 @@ type eventGroup struct {
 }
 
 // CheckEvents holds a history to the rules. Violations come in the order of the
-// history: lost events first, then deliveries, cursors, orderings.
+// history: acks undone and lost events first, then deliveries, cursors, orderings.
 func CheckEvents(h EventHistory, rules EventRules) EventReport {
 	published := make(map[EventID][]Publish)
 	for _, p := range h.Publishes {
@@ -182,6 +185,9 @@ func (r *EventReport) firstDeliveries(h EventHistory) map[eventGroup]Delivery {
 		k := eventGroup{d.EventID, d.Group}
 		if at, ok := acked[k]; ok && d.At > at {
 			r.AfterAck++
+			if d.Joined > at {
+				r.add(AckUndone, d.EventID, d.Group, "acknowledged at %v, attempt %d came at %v to a member that joined at %v", at, d.Attempt, d.At, d.Joined)
+			}
 		}
 		f, ok := first[k]
 		if ok {

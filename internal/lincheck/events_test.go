@@ -52,6 +52,16 @@ func TestCheckEvents(t *testing.T) {
 			h.Deliveries[4].AtMS -= 500
 			r.EarlyMS = 500
 		}, nil},
+		{"after the ack, to a member of before", func(h *EventHistory, _ *EventRules) {
+			d, at := h.Deliveries[4], h.Acks[4].At
+			d.At, d.Joined = at+10, at-1
+			h.Deliveries = append(h.Deliveries, d)
+		}, nil},
+		{"after the ack, to a new member", func(h *EventHistory, _ *EventRules) {
+			d, at := h.Deliveries[4], h.Acks[4].At
+			d.At, d.Joined = at+10, at+1
+			h.Deliveries = append(h.Deliveries, d)
+		}, []ViolationKind{AckUndone}},
 		{"early redelivery", func(h *EventHistory, _ *EventRules) {
 			d := h.Deliveries[4]
 			d.Attempt, d.AtMS = 2, d.AtMS-1

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,9 @@ type Options struct {
 	// BasePort is the first node's client port; the next two are its peer and HTTP
 	// ports, and node i's are 10·(i−1) higher. 0, or taken: free ones are found.
 	BasePort int
+	// Hosts are addresses for the nodes to listen on, one each, at the default ports;
+	// BasePort is not used then. None: the loopback address for all.
+	Hosts []string
 }
 
 // Cluster is a set of node processes. Safe for concurrent use.
@@ -55,20 +59,28 @@ func New(o Options) (*Cluster, error) {
 		o.Memory = "512MiB"
 	}
 	c := &Cluster{opts: o}
+	if len(o.Hosts) > 0 {
+		for _, host := range o.Hosts[:o.Nodes] {
+			c.layOut(host, []int{7400, 7401, 7402})
+		}
+		return c, nil
+	}
 	ports, moved, err := choosePorts(o.BasePort, o.Nodes)
 	if err != nil {
 		return nil, err
 	}
 	c.Moved = moved
 	for i := range o.Nodes {
-		c.layOut(ports[3*i:])
+		c.layOut(loopback, ports[3*i:])
 	}
 	return c, nil
 }
 
-// layOut adds a node that listens on the first three ports.
-func (c *Cluster) layOut(ports []int) *Node {
-	addr := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", ports[n]) }
+const loopback = "127.0.0.1"
+
+// layOut adds a node that listens on the first three ports of an address.
+func (c *Cluster) layOut(host string, ports []int) *Node {
+	addr := func(n int) string { return net.JoinHostPort(host, strconv.Itoa(ports[n])) }
 	index := len(c.Nodes) + 1
 	dir := filepath.Join(c.opts.Dir, fmt.Sprintf("node%d", index))
 	n := &Node{
@@ -86,7 +98,7 @@ func (c *Cluster) Add() (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.layOut(ports), nil
+	return c.layOut(loopback, ports), nil
 }
 
 // choosePorts returns three ports a node: the wanted ones if all are free.

@@ -77,6 +77,17 @@ func (p *Process) PID() int {
 	return p.cmd.Process.Pid
 }
 
+// Ended returns how the process's last life ended: nil if it exited with 0, or lives, or
+// never did, else an *exec.ExitError.
+func (p *Process) Ended() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		return nil
+	}
+	return p.err
+}
+
 func (p *Process) signal(s syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

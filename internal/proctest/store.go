@@ -2,9 +2,11 @@ package proctest
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -182,8 +184,8 @@ func (s Etcd) Range(ctx context.Context, prefix string) (map[string]string, erro
 	return found, nil
 }
 
-// Refused implements Store: etcd's errors promise nothing.
-func (s Etcd) Refused(error) bool { return false }
+// Refused implements Store: of etcd's errors, only this one is sure of it.
+func (s Etcd) Refused(err error) bool { return errors.Is(err, rpctypes.ErrTooManyRequests) }
 
 // NewEtcdClient returns etcd's own client.
 func NewEtcdClient(t *testing.T, endpoints ...string) *clientv3.Client {

@@ -43,7 +43,7 @@ var floors = map[string]int{
 	"internal/load": wiring, "internal/localcluster": wiring, "cmd/almanac": wiring,
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
-	"internal/deps": tests, "internal/badinput": tests, "internal/proctest": tests,
+	"internal/deps": tests, "internal/badinput": tests, "internal/proctest": tests, "internal/chaos": tests,
 }
 
 // sameFloor lists the edges within a floor.
@@ -80,7 +80,7 @@ func floorOf(dir string) int {
 	if f, ok := floors[dir]; ok {
 		return f
 	}
-	for root, f := range map[string]int{"internal/gateway": faces, "api": beside, "client": beside, "internal/e2e": tests} {
+	for root, f := range map[string]int{"internal/gateway": faces, "api": beside, "client": beside, "internal/e2e": tests, "internal/chaos": tests} {
 		if dir == root || strings.HasPrefix(dir, root+"/") {
 			return f
 		}
