@@ -25,12 +25,12 @@ type origin struct {
 	Kernel     string    `json:"kernel"`
 	CPU        string    `json:"cpu"`
 	Go         string    `json:"go"`
-	Fdatasyncs float64   `json:"fdatasyncs_per_s"` // of 4 KiB appended, one after another, where the data is
+	Fdatasyncs *value    `json:"fdatasyncs_per_s"` // of 4 KiB appended, one after another, where the data is
 	Peers      []string  `json:"peers"`
 }
 
 // look finds out about the machine and the source tree.
-func look(ctx context.Context, root, dir string) (origin, error) {
+func look(ctx context.Context, root string) (origin, error) {
 	o := origin{Date: time.Now().UTC().Truncate(time.Second), Cores: runtime.NumCPU(), Go: runtime.Version(), CPU: cpuModel()}
 	commit, err := output(ctx, root, "git", "rev-parse", "HEAD")
 	if err != nil {
@@ -51,8 +51,7 @@ func look(ctx context.Context, root, dir string) (origin, error) {
 		return o, fmt.Errorf("reading the size of the memory: %w", err)
 	}
 	o.Memory = info.Totalram * uint64(info.Unit)
-	o.Fdatasyncs, err = measureSyncs(dir, time.Second)
-	return o, err
+	return o, nil
 }
 
 // output runs a program in a directory and returns what it says.

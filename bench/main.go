@@ -115,7 +115,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		Repeat: s.repeat, Duration: s.duration.String(), Warmup: s.warmup.String(),
 		Kills: s.kills, Pending: s.pending, Idle: s.idle.String(),
 	}
-	if r.Origin, err = look(ctx, root, dir); err != nil {
+	if r.Origin, err = look(ctx, root); err != nil {
 		return err
 	}
 	if r.Origin.Peers, err = b.programs.versions(ctx); err != nil {
@@ -126,6 +126,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 			return err
 		}
 	}
+	r.Origin.Fdatasyncs = newValue(b.syncs)
 	for _, row := range p.rows {
 		r.Rows = append(r.Rows, b.judge(row))
 	}
@@ -148,6 +149,7 @@ type bench struct {
 	dir      string
 	log      io.Writer
 	programs programs
+	syncs    sample // fdatasyncs a second, before each turn
 	samples  map[ref]sample
 	failed   map[*measure]error
 }
@@ -164,7 +166,12 @@ func (b *bench) phase(ctx context.Context, ph phase) error {
 	}
 	for n := range repeat {
 		for _, s := range ph.systems() {
-			b.say("%s, %d of %d: %s", ph.name, n+1, repeat, s)
+			syncs, err := measureSyncs(b.dir, time.Second/2)
+			if err != nil {
+				return err
+			}
+			b.syncs = append(b.syncs, syncs)
+			b.say("%s, %d of %d: %s, with %s fdatasyncs a second", ph.name, n+1, repeat, s, thousands(syncs))
 			if err := b.turn(ctx, s, ph.of(s)); err != nil {
 				return err
 			}

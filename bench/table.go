@@ -190,8 +190,8 @@ func (r *report) markdown(w io.Writer) error {
 		state = "a tree with uncommitted changes"
 	}
 	fmt.Fprintf(&b, "Commit %s, %s, %s.\n", o.Commit, state, o.Date.Format(time.RFC3339))
-	fmt.Fprintf(&b, "%d cores (%s), %.1f GiB of memory, %s, %s; %s appends of 4 KiB with fdatasync a second.\n",
-		o.Cores, o.CPU, float64(o.Memory)/(1<<30), o.Kernel, o.Go, thousands(o.Fdatasyncs))
+	fmt.Fprintf(&b, "%d cores (%s), %.1f GiB of memory, %s, %s; fdatasync of 4 KiB: %s, looked at before each turn.\n",
+		o.Cores, o.CPU, float64(o.Memory)/(1<<30), o.Kernel, o.Go, o.Fdatasyncs.write(perSecond))
 	fmt.Fprintf(&b, "Compared with %s. Values and payloads of %d bytes, three nodes each.\n", strings.Join(o.Peers, ", "), size)
 	fmt.Fprintf(&b, "Median of %d, smallest and largest in parentheses; each load measured for %s after %s of warm-up. ", r.Repeat, r.Duration, r.Warmup)
 	fmt.Fprintf(&b, "Failover: %d kills of each leader. Pending: %s events, memory after %s of rest.\n\n", r.Kills, thousands(float64(r.Pending)), r.Idle)
