@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/load"
+	"github.com/almanacdb/almanac/internal/localcluster"
 )
 
 const (
@@ -22,48 +22,100 @@ const (
 	patience = 60 * time.Second
 )
 
-// failoverMeasure kills a leader again and again. The gap of a failover is the longest
-// time that any probe was without an acknowledgement.
-func failoverMeasure(s system, name string, leader func(ctx context.Context, c *cluster) (string, error)) measure {
-	return measure{system: s, name: "failover of " + name, run: func(ctx context.Context, b *bench, c *cluster) (figures, error) {
+// failoverMeasure kills leaders again and again. The gap of a failover is the longest
+// time that any probe was without an acknowledgement. What is killed alternates between
+// the keys' leader and, in Almanac, the system range's, which issues the timestamps of all
+// writes; a node that is both counts as the latter.
+func failoverMeasure(s system) measure {
+	return measure{system: s, name: "failover", run: func(ctx context.Context, b *bench, c *cluster) (figures, error) {
 		probes, done, err := c.probes(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer done()
-		var gaps sample
-		for n := range b.kills {
+		k := kills{wanted: b.kills, apart: s == almanac}
+		for !k.over() {
 			if !pause(ctx, b.settle) {
 				return nil, ctx.Err()
 			}
-			gap, err := c.failover(ctx, probes, leader)
+			gap, what, err := c.failover(ctx, probes, &k)
 			if err != nil {
-				return nil, fmt.Errorf("failover %d: %w", n+1, err)
+				return nil, fmt.Errorf("after %d failovers: %w", k.done, err)
 			}
-			b.say("    kill %d of %d: %v", n+1, b.kills, gap.Round(time.Millisecond))
-			gaps = append(gaps, gap.Seconds())
+			b.say("    kill %d, %s: %v", k.done, what, gap.Round(time.Millisecond))
 		}
-		shortest, longest := gaps.spread()
-		return figures{"p50": gaps.median(), "max": longest, "min": shortest}, nil
+		return k.figures(), nil
 	}}
 }
 
-// failover kills the leader and returns the gap that probes saw; afterwards the cluster
-// is whole again.
-func (c *cluster) failover(ctx context.Context, probes []*probe, leader func(context.Context, *cluster) (string, error)) (time.Duration, error) {
+// kills chooses what to kill, and keeps what came of it.
+type kills struct {
+	wanted       int  // of each kind
+	apart        bool // the system range has a leader of its own
+	done         int
+	keys, system sample // gaps in seconds
+}
+
+// over says whether there were enough of both. Where one node stays both leaders, keys are
+// given up after a while.
+func (k *kills) over() bool {
+	enough := len(k.keys) >= k.wanted && (!k.apart || len(k.system) >= k.wanted)
+	return enough || k.done >= 4*k.wanted
+}
+
+// next chooses between the leaders of the keys and of the system range.
+func (k *kills) next(keys, system string) (victim, what string, gaps *sample) {
+	if k.apart && (keys == system || len(k.keys) > len(k.system)) {
+		return system, "system range's leader", &k.system
+	}
+	return keys, "keys' leader", &k.keys
+}
+
+func (k *kills) figures() figures {
+	f := make(figures)
+	for name, gaps := range map[string]sample{"keys": k.keys, "system": k.system} {
+		if len(gaps) > 0 {
+			_, longest := gaps.spread()
+			f[name+" p50"], f[name+" max"] = gaps.median(), longest
+		}
+	}
+	return f
+}
+
+// failover kills a leader and returns the gap that probes saw; afterwards the cluster is
+// whole again.
+func (c *cluster) failover(ctx context.Context, probes []*probe, k *kills) (gap time.Duration, what string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var address string
+	var keys, system string
 	if err := until(ctx, func(ctx context.Context) (err error) {
-		address, err = leader(ctx, c)
+		keys, system, err = c.leaders(ctx)
 		return err
 	}); err != nil {
-		return 0, fmt.Errorf("finding the leader: %w", err)
+		return 0, "", fmt.Errorf("finding the leaders: %w", err)
 	}
-	node, err := c.at(address)
+	victim, what, gaps := k.next(keys, system)
+	node, err := c.at(victim)
 	if err != nil {
-		return 0, err
+		return 0, what, err
 	}
+	if gap, err = killUnder(ctx, node, probes); err != nil {
+		return 0, what, err
+	}
+	k.done++
+	*gaps = append(*gaps, gap.Seconds())
+	if err := node.Start(); err != nil {
+		return 0, what, err
+	}
+	if err := c.await(ctx); err != nil {
+		return 0, what, fmt.Errorf("after the node's return: %w", err)
+	}
+	return gap, what, nil
+}
+
+// killUnder kills a node while probes are under way, and returns the longest gap that one
+// saw until all were well again.
+func killUnder(ctx context.Context, node *localcluster.Process, probes []*probe) (gap time.Duration, err error) {
 	watching, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -79,7 +131,6 @@ func (c *cluster) failover(ctx context.Context, probes []*probe, leader func(con
 	}
 	node.Kill()
 	killed := time.Now()
-	var gap time.Duration
 	for _, p := range probes {
 		if err := p.await(ctx, killed); err != nil {
 			return 0, err
@@ -93,14 +144,6 @@ func (c *cluster) failover(ctx context.Context, probes []*probe, leader func(con
 			return 0, err
 		}
 		gap = max(gap, p.longest())
-	}
-	stop()
-	wg.Wait()
-	if err := node.Start(); err != nil {
-		return 0, err
-	}
-	if err := c.await(ctx); err != nil {
-		return 0, fmt.Errorf("after the node's return: %w", err)
 	}
 	return gap, nil
 }
@@ -242,28 +285,29 @@ func keyOf(partition, partitions int) []byte {
 	}
 }
 
-// keysLeader is the leader of the keys, systemLeader that of the system range, which
-// issues the timestamps of all writes.
-func keysLeader(ctx context.Context, c *cluster) (string, error) { return c.keysLeader(ctx) }
-
-func systemLeader(ctx context.Context, c *cluster) (string, error) {
+// leaders returns the client addresses of the leaders of the keys and of the system range,
+// which etcd does not have.
+func (c *cluster) leaders(ctx context.Context) (keys, system string, err error) {
+	if keys, err = c.keysLeader(ctx); err != nil || c.system == etcd {
+		return keys, "", err
+	}
 	a, err := client.Open(ctx, client.Options{Endpoints: c.endpoints})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer func() { _ = a.Close() }()
 	s, err := a.Cluster.Status(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	list, err := a.Cluster.Nodes(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	for _, n := range list {
-		if n.GetNodeId() == s.GetOracleNodeId() && slices.Contains(c.endpoints, n.GetAddress()) {
-			return n.GetAddress(), nil
+		if n.GetNodeId() == s.GetOracleNodeId() {
+			return keys, n.GetAddress(), nil
 		}
 	}
-	return "", fmt.Errorf("node %d, which issues timestamps, is none of ours", s.GetOracleNodeId())
+	return "", "", fmt.Errorf("node %d, which issues timestamps, is unknown", s.GetOracleNodeId())
 }

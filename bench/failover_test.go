@@ -37,3 +37,30 @@ func TestKeyOf(t *testing.T) {
 		}
 	}
 }
+
+// The leaders are killed in turn; a node that is both counts as the system range's, and
+// where it always is, there is an end.
+func TestKills(t *testing.T) {
+	run := func(k kills, keys, system string) kills {
+		for !k.over() {
+			victim, _, gaps := k.next(keys, system)
+			if victim == "" {
+				t.Fatal("nobody is killed")
+			}
+			*gaps = append(*gaps, float64(k.done))
+			k.done++
+		}
+		return k
+	}
+	if k := run(kills{wanted: 3, apart: true}, "a", "b"); len(k.keys) != 3 || len(k.system) != 3 || k.keys[1] != 2 {
+		t.Errorf("apart: %+v", k)
+	}
+	if k := run(kills{wanted: 3, apart: true}, "a", "a"); len(k.keys) != 0 || len(k.system) != 12 {
+		t.Errorf("both in one: %+v", k)
+	} else if f := k.figures(); len(f) != 2 || f["system max"] != 11 || f["system p50"] != 5.5 {
+		t.Errorf("both in one: %v", f)
+	}
+	if k := run(kills{wanted: 3}, "a", ""); len(k.keys) != 3 || len(k.system) != 0 {
+		t.Errorf("one leader only: %+v", k)
+	}
+}

@@ -30,6 +30,9 @@ import (
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
 	cancel()
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -64,7 +67,7 @@ func parse(args []string, p *plan, w io.Writer) (*settings, error) {
 	flags.DurationVar(&s.duration, "duration", 5*time.Second, "how long each load is measured")
 	flags.DurationVar(&s.warmup, "warmup", 2*time.Second, "how long each load runs before it is measured")
 	flags.DurationVar(&s.settle, "pause", time.Second, "how long the machine rests before each load")
-	flags.IntVar(&s.kills, "n", 50, "failover: how often a leader is killed")
+	flags.IntVar(&s.kills, "n", 50, "failover: how often each leader is killed")
 	flags.Int64Var(&s.pending, "pending", 1_000_000, "pending: how many events")
 	flags.DurationVar(&s.idle, "idle", 30*time.Second, "pending: how long nodes rest before their memory is looked at")
 	if err := flags.Parse(args); err != nil {

@@ -128,8 +128,8 @@ type result struct {
 	PeerName system  `json:"peer_name,omitempty"`
 	Ratio    float64 `json:"ratio,omitempty"` // of the medians; 0 means none
 	Target   string  `json:"target,omitempty"`
-	Met      *bool   `json:"met,omitempty"` // nil if there is no target, or no figure
-	Error    string  `json:"error,omitempty"`
+	Met      *bool   `json:"met,omitempty"`   // nil if there is no target, or no figure
+	Error    string  `json:"error,omitempty"` // the first of its measurements that failed
 }
 
 // value is one figure, measured again and again.
@@ -168,7 +168,7 @@ func (b *bench) judge(r row) result {
 	if res.Peer != nil && res.Peer.Median > 0 {
 		res.Ratio = res.Almanac.Median / res.Peer.Median
 	}
-	if r.target != noTarget && (!r.target.ratio || res.Ratio > 0) {
+	if res.Error == "" && r.target != noTarget && (!r.target.ratio || res.Ratio > 0) {
 		met := r.target.met(res.Almanac.Median, res.Ratio)
 		res.Met = &met
 	}
@@ -199,12 +199,20 @@ func (r *report) markdown(w io.Writer) error {
 	for _, row := range r.Rows {
 		b.WriteString(row.markdown())
 	}
+	for i, row := range r.Rows {
+		if row.Error != "" && (i == 0 || row.Error != r.Rows[i-1].Error) {
+			fmt.Fprintf(&b, "\nFailed: %s\n", row.Error)
+		}
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
 func (r result) markdown() string {
 	ours, peer, ratio, met := r.Almanac.write(r.Unit), "", "", ""
+	if r.Error != "" {
+		met = "failed"
+	}
 	if r.PeerName != "" {
 		peer = string(r.PeerName) + " " + r.Peer.write(r.Unit)
 	}
@@ -220,7 +228,7 @@ func (r result) markdown() string {
 // write returns a value as people read it.
 func (v *value) write(u unit) string {
 	if v == nil {
-		return "failed"
+		return "–"
 	}
 	if len(v.All) < 2 {
 		return u.write(v.Median)

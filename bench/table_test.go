@@ -59,9 +59,12 @@ func TestTargets(t *testing.T) {
 func TestReport(t *testing.T) {
 	ours, peer := &measure{system: almanac, name: "ours"}, &measure{system: etcd, name: "theirs"}
 	broken := &measure{system: nats, name: "broken"}
+	flaky := &measure{system: almanac, name: "flaky"}
 	b := &bench{
-		samples: map[ref]sample{ours.as("rate"): {3000, 1000, 2000}, peer.as("rate"): {1000}, ours.as("late"): {0.002}},
-		failed:  map[*measure]error{broken: errors.New("no such stream")},
+		samples: map[ref]sample{
+			ours.as("rate"): {3000, 1000, 2000}, peer.as("rate"): {1000}, ours.as("late"): {0.002}, flaky.as("rate"): {5},
+		},
+		failed: map[*measure]error{broken: errors.New("no such stream"), flaky: errors.New("timed out")},
 	}
 	r := report{Origin: origin{Commit: "abc", Dirty: true, Cores: 2, Date: time.Unix(0, 0).UTC(), Peers: []string{"etcd 3"}}, Repeat: 3, Duration: "1s", Warmup: "0s"}
 	for _, row := range []row{
@@ -69,6 +72,7 @@ func TestReport(t *testing.T) {
 		{"late", "one alone", seconds, ours.as("late"), ref{}, atMost(0.01)},
 		{"publish", "peer failed", perSecond, ours.as("rate"), broken.as("rate"), ratioAtLeast(1)},
 		{"publish", "ours failed", perSecond, broken.as("rate"), ref{}, atLeast(1)},
+		{"put", "failed once of two", perSecond, flaky.as("rate"), ref{}, atLeast(1)},
 	} {
 		r.Rows = append(r.Rows, b.judge(row))
 	}
@@ -80,8 +84,10 @@ func TestReport(t *testing.T) {
 		"Commit abc, a tree with uncommitted changes, 1970-01-01T00:00:00Z.",
 		"| put | two of them | 2,000/s (1,000/s–3,000/s) | etcd 1,000/s | 2.00× | ≥ 2.50× | **no** |",
 		"| late | one alone | 2.00 ms |  |  | ≤ 10.0 ms | yes |",
-		"| publish | peer failed | 2,000/s (1,000/s–3,000/s) | NATS failed |  | ≥ 1.00× |  |",
-		"| publish | ours failed | failed |  |  | ≥ 1/s |  |",
+		"| publish | peer failed | 2,000/s (1,000/s–3,000/s) | NATS – |  | ≥ 1.00× | failed |",
+		"| publish | ours failed | – |  |  | ≥ 1/s | failed |",
+		"| put | failed once of two | 5/s |  |  | ≥ 1/s | failed |",
+		"\nFailed: NATS: broken: no such stream\n\nFailed: Almanac: flaky: timed out",
 	} {
 		if !strings.Contains(text.String(), line+"\n") {
 			t.Errorf("no line %s\nin\n%s", line, text.String())
