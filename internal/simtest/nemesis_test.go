@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"slices"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -22,6 +23,9 @@ func (m *nemesis) start() {
 	w := m.w
 	w.harm = true
 	m.pace = w.between(150*time.Millisecond, 1500*time.Millisecond)
+	if w.cfg.LoseDisks {
+		m.faults = slices.Repeat([]func(*node){m.loseDisks}, 12)
+	}
 	for _, k := range m.kinds() {
 		if w.chance(0.3) {
 			continue
@@ -67,6 +71,7 @@ func (m *nemesis) kinds() []faultKind {
 			w.tracef("nemesis: node %d will die at its point %d", n.id, n.armed)
 		}},
 		{3, m.failDisk},
+		{2, m.loseDisks},
 		{1, func(*node) { m.powerCut() }},
 		{6, func(n *node) { n.pause(w.between(20*time.Millisecond, 3*time.Second)) }},
 		{6, func(*node) { m.partition() }},
@@ -262,6 +267,9 @@ func (w *World) level() bool {
 				return false
 			}
 			v := n.store.Replica(d.Range)
+			if v == nil { // it was lost, and is not back
+				return false
+			}
 			if j > 0 && v.Applied != mark {
 				return false
 			}

@@ -52,6 +52,7 @@ type node struct {
 	failed  bool          // a disk of this life failed in a step after which the node must stop
 	dying   bool          // the store said that it can't go on
 	seen    map[base.RangeID]*progress
+	lost    bool // the disks were lost, and not all that was on them is back
 
 	stampCalls map[uint64]bool // for a planted bug
 }
@@ -70,8 +71,7 @@ func newNode(w *World, id base.NodeID) *node {
 	// Honest clocks are up to honestOffset off and drift by up to 200 ppm.
 	n.clock.offset = w.between(-honestOffset, honestOffset)
 	n.clock.ppm = w.rng.Int64N(401) - 200
-	n.log = engine.NewMem(engine.MemOptions{WAL: true, Fail: n.diskStep("log")})
-	n.state = engine.NewMem(engine.MemOptions{Fail: n.diskStep("state")})
+	n.freshDisks()
 	return n
 }
 
@@ -140,6 +140,7 @@ func (n *node) start() {
 		n.w.count.Restarts++
 	}
 	n.every(50*time.Millisecond, func() { n.store.Expire() })
+	n.every(300*time.Millisecond, n.rebuild)
 	n.flushLater()
 }
 
@@ -158,6 +159,7 @@ func (n *node) open() error {
 		SystemNodes: func() []base.NodeID { return n.w.systemNodes() },
 		Background:  func(f func()) { f() },
 		Fatal:       n.fatal,
+		Rebuild:     n.lost && n.w.cfg.Plant != StartsEmpty,
 	})
 	if err != nil {
 		return err

@@ -22,9 +22,11 @@ const (
 	CursorBack        // a node's disk now and then keeps a group's record from before
 	StopsClock        // monotonic time stands still on a node that is alone: its lease lasts too long
 	OtherEntry        // a replica's log now and then saves another command than it was sent
+	StartsEmpty       // a node that lost its disks makes its replicas anew
 )
 
-var plants = [...]string{"none", "ack before sync", "event fired early", "cursor backwards", "clock stands still", "other entry"}
+var plants = [...]string{"none", "ack before sync", "event fired early", "cursor backwards", "clock stands still", "other entry",
+	"starts empty"}
 
 // String returns the bug in words.
 func (p Plant) String() string { return plants[p] }

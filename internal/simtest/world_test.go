@@ -22,7 +22,9 @@ type Config struct {
 	Nodes  int           // default by seed
 	Small  bool          // few clients, which do little
 	Plant  Plant
-	Dir    string // where a drawing of a history that is not linearizable goes
+	// LoseDisks makes nodes lose their disks more often than other faults happen.
+	LoseDisks bool
+	Dir       string // where a drawing of a history that is not linearizable goes
 	// Trace gets every line of the trace; nil keeps only the last ones.
 	Trace func(string)
 }
@@ -60,7 +62,7 @@ type World struct {
 // Counts says what a run went through, so that a test can tell that it was no idle one.
 type Counts struct {
 	Crashes, Kills, PowerCuts, PointCrashes, RecoveryCrashes, Restarts    int
-	DiskErrors, SyncErrors, SlowDisks                                     int // SyncErrors are among DiskErrors
+	DiskErrors, SyncErrors, SlowDisks, DisksLost, Rebuilt                 int // SyncErrors are among DiskErrors
 	Pauses, WallSteps, Transfers                                          int
 	Partitions, OneWayCuts, BadLinks, Lost, Duplicated, Overtaken, Reset  int // the last four are messages and connections
 	Writes, Reads, Snapshots, Unknown, Refused                            int // of keys, by clients
