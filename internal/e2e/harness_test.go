@@ -51,14 +51,15 @@ func needE2E(t *testing.T) {
 // cluster is a cluster of processes and a client of all its nodes.
 type cluster struct {
 	*proctest.Cluster
-	t *testing.T
+	t    *testing.T
+	seen map[string]bool // stores set aside, see damage_test.go
 }
 
 // layOut prepares a cluster of n nodes; none runs yet.
 func layOut(t *testing.T, n int, args ...string) *cluster {
 	t.Helper()
 	needE2E(t)
-	return &cluster{t: t, Cluster: proctest.LayOut(t, localcluster.Options{Binary: binary, Dir: t.TempDir(), Nodes: n, Args: args})}
+	return &cluster{t: t, seen: make(map[string]bool), Cluster: proctest.LayOut(t, localcluster.Options{Binary: binary, Dir: t.TempDir(), Nodes: n, Args: args})}
 }
 
 // start runs n nodes, forms a cluster of them and waits until it is well.

@@ -23,7 +23,8 @@
 // horizon; publishers publish events
 // that fall due now or later; members of two groups ack most of what they get. Meanwhile
 // nodes are killed or lose power, at once, in the middle of a turn or on the way back, lose
-// what was not synced, and restart; all lose power together; a disk fails once, in a write,
+// what was not synced, and restart; one may lose its disks and gets its replicas back from
+// the others; all lose power together; a disk fails once, in a write,
 // a sync or a flush, or is slow; nodes pause; the network is cut, in one direction or both,
 // delays, loses, repeats and reorders; one wall clock at a time steps; leaders are told to
 // hand over. Queues, caches and messages are as small as the seed says. In the end

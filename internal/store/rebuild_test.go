@@ -2,11 +2,13 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/command"
 	"github.com/almanacdb/almanac/internal/engine"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/statestore"
@@ -56,6 +58,9 @@ func TestRebuild(t *testing.T) {
 		m.wants("meanwhile", fmt.Sprint(round))
 		for _, v := range m.store.Replicas() {
 			hs := m.store.opts.Log.Log(v.Descriptor.Range).HardState()
+			if own, _ := v.Descriptor.ReplicaOn(m.id); hs.Term == terms[v.Descriptor.Range] && hs.Vote != own.Replica {
+				t.Errorf("range %d came back in term %d with its vote for %d still to give", v.Descriptor.Range, hs.Term, hs.Vote)
+			}
 			if v.Term < terms[v.Descriptor.Range] || hs.Term < terms[v.Descriptor.Range] {
 				t.Errorf("range %d came back in term %d, saved %d; it was in %d", v.Descriptor.Range, v.Term, hs.Term, terms[v.Descriptor.Range])
 			}
@@ -229,6 +234,85 @@ func TestRebuildQuestions(t *testing.T) {
 		}
 		if _, err := ask(m, base.ReplicaID(m.id)); fault.KindOf(err) != fault.Invalid {
 			t.Errorf("it asks itself: %v", err)
+		}
+	}
+}
+
+// What the answers must come to before a replica is made.
+func TestRebuildLearns(t *testing.T) {
+	yes := func(term uint64) *wire.RebuildReply { return &wire.RebuildReply{Whole: true, Term: term} }
+	orders := func(term, last uint64) *wire.RebuildReply {
+		return &wire.RebuildReply{Whole: true, Term: term, Orderer: true, Last: last}
+	}
+	no := &wire.RebuildReply{}
+	for _, tt := range []struct {
+		name       string
+		answers    []*wire.RebuildReply // of replicas 2, 3, ...; nil: none yet
+		term, last uint64
+		why        string
+	}{
+		{"nobody yet", []*wire.RebuildReply{nil, nil}, 0, 0, ""},
+		{"one is missing", []*wire.RebuildReply{orders(7, 90), nil}, 0, 0, ""},
+		{"all", []*wire.RebuildReply{orders(7, 90), yes(6)}, 7, 90, ""},
+		{"a follower has voted in a later term", []*wire.RebuildReply{orders(7, 90), yes(9)}, 9, 90, ""},
+		{"nobody orders", []*wire.RebuildReply{yes(7), yes(7)}, 0, 0, "no replica is the confirmed orderer"},
+		{"two orderers, one was deposed", []*wire.RebuildReply{orders(7, 90), orders(8, 95)}, 8, 95, ""},
+		{"another is lost too", []*wire.RebuildReply{orders(7, 90), no}, 0, 0, "only 1 of 3 replicas are whole, not a majority"},
+		{"of five two are lost", []*wire.RebuildReply{orders(7, 90), no, yes(8), yes(7)}, 8, 90, ""},
+		{"of five one is silent", []*wire.RebuildReply{orders(7, 90), nil, yes(8), yes(7)}, 0, 0, ""},
+		{"of five three are lost", []*wire.RebuildReply{orders(7, 90), no, no, yes(7)}, 0, 0, "only 2 of 5 replicas are whole, not a majority"},
+		{"of two", []*wire.RebuildReply{orders(7, 90)}, 0, 0, "only 1 of 2 replicas are whole, not a majority"},
+	} {
+		x := &rebuild{own: 1, answers: make(map[base.ReplicaID]wire.RebuildReply)}
+		x.desc.Replicas = []base.ReplicaDescriptor{{Node: 1, Replica: 1, Role: base.RoleVoter}}
+		for i, a := range tt.answers {
+			id := i + 2
+			x.desc.Replicas = append(x.desc.Replicas, base.ReplicaDescriptor{Node: base.NodeID(id), Replica: base.ReplicaID(id), Role: base.RoleVoter})
+			if a != nil {
+				x.answers[base.ReplicaID(id)] = *a
+			}
+		}
+		if term, last, why := x.learnt(); term != tt.term || last != tt.last || why != tt.why {
+			t.Errorf("%s: term %d, last %d, %q", tt.name, term, last, why)
+		}
+	}
+}
+
+// A snapshot below the orderer's last index is not taken: what the lost replica had
+// acknowledged may be above.
+func TestRebuildRefusesAnOlderSnapshot(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.found()
+	c.put("a", "1")
+	m := c.members[0]
+	m.loseDisks()
+	c.leader(base.DefaultRange)
+	if err := m.open(); err != nil { // nothing runs
+		t.Fatal(err)
+	}
+	defer func() { m.store = nil }()
+	s := m.store
+	d := descriptor(base.DefaultRange, base.DefaultKeyspace, c.ids()...)
+	x := &rebuild{desc: d, own: 1, running: true, answers: map[base.ReplicaID]wire.RebuildReply{
+		2: {Whole: true, Term: 9, Orderer: true, Last: 50}, 3: {Whole: true, Term: 9},
+	}}
+	s.rebuilds.ranges = map[base.RangeID]*rebuild{d.Range: x}
+	snapshot := func(index uint64, own base.ReplicaID) *incoming {
+		st := &command.State{Descriptor: d, Replica: 2, Applied: base.LogMark{Index: index, Term: 9}}
+		st.Descriptor.Replicas = slices.Clone(d.Replicas)
+		st.Descriptor.Replicas[0].Replica = own
+		return &incoming{state: st, files: s.state.NewInstaller(d.Range)}
+	}
+	for _, tt := range []struct {
+		in  *incoming
+		why string
+	}{
+		{snapshot(49, 1), "an older snapshot came first"},
+		{snapshot(50, 8), "the snapshot that came is not for replica 1"},
+	} {
+		x.running = true
+		if !s.rebuilds.arrived(s, d.Range, tt.in) || x.why != tt.why || x.running || s.Replica(d.Range) != nil {
+			t.Errorf("%q: %+v", tt.why, x)
 		}
 	}
 }
