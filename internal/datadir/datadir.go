@@ -160,10 +160,9 @@ func (d *Dir) checkFormat() error {
 	if err != nil {
 		return ioFault(err, "cannot read the format of data directory %s", d.path)
 	}
-	text, ok := strings.CutPrefix(strings.TrimSuffix(string(b), "\n"), formatWord)
-	n, err := strconv.ParseUint(text, 10, 32)
+	n, ok := parseFormat(string(b))
 	switch {
-	case !ok || err != nil:
+	case !ok:
 		return fault.New(fault.Corrupt, "data directory %s: its FORMAT file is damaged", d.path).
 			WithRemedy("restore %s from a copy; nothing else was read", filepath.Join(d.path, formatFile))
 	case n > Format:
@@ -176,6 +175,15 @@ func (d *Dir) checkFormat() error {
 	return nil
 }
 
+func formatText(format uint64) string { return formatWord + strconv.FormatUint(format, 10) + "\n" }
+
+// parseFormat reads what FORMAT holds.
+func parseFormat(s string) (format uint64, ok bool) {
+	text, ok := strings.CutPrefix(strings.TrimSuffix(s, "\n"), formatWord)
+	format, err := strconv.ParseUint(text, 10, 32)
+	return format, ok && err == nil
+}
+
 func (d *Dir) writeFormat() error {
-	return d.writeFile(formatFile, formatWord+strconv.Itoa(Format)+"\n")
+	return d.writeFile(formatFile, formatText(Format))
 }

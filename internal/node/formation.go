@@ -72,11 +72,8 @@ func method[Req, Rep any](name string, do func(context.Context, *Req) (*Rep, err
 		if err := dec(in); err != nil {
 			return nil, err
 		}
-		var req Req
 		var out outcome
-		if err := json.Unmarshal(in.Value, &req); err != nil {
-			out.Fault = fault.Wrap(fault.Invalid, err, "the request does not parse")
-		} else if rep, err := do(ctx, &req); err != nil {
+		if rep, err := answer(ctx, in.Value, do); err != nil {
 			f := *fault.As(err)
 			f.Text, f.Cause = f.Error(), nil
 			out.Fault = &f
@@ -85,6 +82,39 @@ func method[Req, Rep any](name string, do func(context.Context, *Req) (*Rep, err
 		}
 		return wrapperspb.Bytes(placement.Encode(out)), nil
 	}}
+}
+
+func answer[Req, Rep any](ctx context.Context, body []byte, do func(context.Context, *Req) (*Rep, error)) (*Rep, error) {
+	req, err := decodeRequest[Req](body)
+	if err != nil {
+		return nil, err
+	}
+	return do(ctx, req)
+}
+
+func decodeRequest[Req any](body []byte) (*Req, error) {
+	req := new(Req)
+	if err := json.Unmarshal(body, req); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "the request does not parse")
+	}
+	return req, nil
+}
+
+// decodeOutcome returns the answer or the fault that a peer sent.
+func decodeOutcome[Rep any](addr string, body []byte) (*Rep, error) {
+	var o outcome
+	rep := new(Rep)
+	err := json.Unmarshal(body, &o)
+	if err == nil && o.Fault != nil {
+		return nil, o.Fault
+	}
+	if err == nil {
+		err = json.Unmarshal(o.Body, rep)
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "the answer of peer %s does not parse", addr)
+	}
+	return rep, nil
 }
 
 // callPeer calls a method of a peer's formation service.
@@ -99,18 +129,7 @@ func callPeer[Rep any](ctx context.Context, addr, name string, req any) (*Rep, e
 		return nil, fault.New(fault.Unavailable, "peer %s does not answer: %s", addr, status.Convert(err).Message()).
 			WithRemedy("start the node there, and check --join and --advertise-peer")
 	}
-	var o outcome
-	var rep Rep
-	if err := json.Unmarshal(out.Value, &o); err != nil {
-		return nil, fault.Wrap(fault.Corrupt, err, "the answer of peer %s does not parse", addr)
-	}
-	if o.Fault != nil {
-		return nil, o.Fault
-	}
-	if err := json.Unmarshal(o.Body, &rep); err != nil {
-		return nil, fault.Wrap(fault.Corrupt, err, "the answer of peer %s does not parse", addr)
-	}
-	return &rep, nil
+	return decodeOutcome[Rep](addr, out.Value)
 }
 
 func (f *formation) describe(context.Context, *struct{}) (*describeReply, error) {

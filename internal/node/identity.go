@@ -30,7 +30,7 @@ func loadIdentity(s *logstore.Store) (*identity, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	return parseIdentity(record)
+	return decodeIdentity(record)
 }
 
 // savedIdentity reads the copy beside the stores; nil if there is none.
@@ -39,10 +39,10 @@ func savedIdentity(d *datadir.Dir) (*identity, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	return parseIdentity(record)
+	return decodeIdentity(record)
 }
 
-func parseIdentity(record []byte) (*identity, error) {
+func decodeIdentity(record []byte) (*identity, error) {
 	id := &identity{}
 	if err := json.Unmarshal(record, id); err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "the node record does not parse")

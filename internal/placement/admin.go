@@ -67,10 +67,18 @@ type CreateGroup struct {
 	Start timeline.StartRule `json:"start"`
 }
 
+func decodeRequest(body []byte) (*Request, error) {
+	req := &Request{}
+	if err := json.Unmarshal(body, req); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "the request to placement does not parse")
+	}
+	return req, nil
+}
+
 func (p *Placement) admin(c *wire.Call, done store.Done) {
-	var req Request
-	if err := json.Unmarshal(c.Body, &req); err != nil {
-		done(nil, fault.Wrap(fault.Invalid, err, "the request to placement does not parse"))
+	req, err := decodeRequest(c.Body)
+	if err != nil {
+		done(nil, err)
 		return
 	}
 	if err := p.lead(); err != nil {
@@ -79,7 +87,7 @@ func (p *Placement) admin(c *wire.Call, done store.Done) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.TimeoutMS)*time.Millisecond)
 	defer cancel()
-	reply, err := p.do(ctx, &req)
+	reply, err := p.do(ctx, req)
 	if err != nil {
 		done(nil, err)
 		return

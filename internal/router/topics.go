@@ -2,7 +2,6 @@ package router
 
 import (
 	"context"
-	"encoding/json"
 	"sync"
 	"time"
 
@@ -142,11 +141,8 @@ func (r *Router) Admin(ctx context.Context, req *placement.Request) (*placement.
 	if err != nil {
 		return nil, err
 	}
-	reply := &placement.Reply{}
-	if err := json.Unmarshal(body, reply); err != nil {
-		return nil, fault.Wrap(fault.Corrupt, err, "placement's answer does not parse")
-	}
-	return reply, nil
+	reply, err := placement.Decode[placement.Reply](body)
+	return &reply, err
 }
 
 // Heartbeat reports to placement and returns its answer.

@@ -70,6 +70,7 @@ func All() []Rule {
 		{"taken from outside", Outside},
 		{"no sudden ends", Ends},
 		{"no sleeping tests", Sleeps},
+		{"decoders are fuzzed", Fuzzed},
 		{"sizes", Sizes},
 		{"package comments", PackageComments},
 		{"package names", PackageNames},
