@@ -28,9 +28,10 @@ type Batch struct {
 // staged is a log in a batch.
 type staged struct {
 	l      *Log
-	meta   meta   // what the log becomes; once sealed
-	before meta   // what it would have become without this batch
-	prev   *Batch // the sealed batch that came before, nil if there is none
+	meta   meta         // what the log becomes; once sealed
+	before meta         // what it would have become without this batch
+	prev   *Batch       // the sealed batch that came before, nil if there is none
+	upTo   base.LogMark // what the batch truncates
 }
 
 // NewBatch returns an empty batch, to be committed or closed.
@@ -115,6 +116,11 @@ func (b *Batch) Truncate(l *Log, upTo base.LogMark) {
 	}
 	b.deleteEntries(l.r, m.truncated.Index+1, upTo.Index)
 	b.setTruncated(l, m, upTo)
+	for i := range b.logs {
+		if b.logs[i].l == l {
+			b.logs[i].upTo = upTo
+		}
+	}
 }
 
 // Reset empties the log; the next entry is the one after the mark.
@@ -183,10 +189,16 @@ func (b *Batch) Commit(sync bool) error {
 }
 
 // Seal ends the filling of the batch. Until it is published, its logs go on in the next
-// one from here.
+// one from here. What it truncates is given up at once: whoever writes the batch removes
+// it at any time from now on.
 func (b *Batch) Seal() {
 	for i := range b.logs {
-		b.logs[i].meta = b.logs[i].l.next
+		l := b.logs[i].l
+		b.logs[i].meta = l.next
+		if upTo := b.logs[i].upTo; upTo.Index > 0 {
+			l.givenUp = upTo
+			l.now.giveUp(upTo)
+		}
 	}
 	b.sealed = true
 }
@@ -214,7 +226,11 @@ func (b *Batch) Write(sync bool) error {
 // Publish makes the logs answer what was written. The batch is finished afterwards.
 func (b *Batch) Publish() {
 	for _, w := range b.logs {
+		if w.upTo == w.l.givenUp {
+			w.l.givenUp = base.LogMark{}
+		}
 		w.l.now = w.meta
+		w.l.now.giveUp(w.l.givenUp)
 		if w.l.b == b {
 			w.l.b = nil
 		}

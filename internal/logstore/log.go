@@ -23,15 +23,24 @@ type meta struct {
 	last      base.LogMark // equals truncated if the log is empty
 }
 
+// giveUp moves a log's beginning up to a mark within it.
+func (m *meta) giveUp(mark base.LogMark) {
+	if m.truncated.Index < mark.Index && mark.Index <= m.last.Index {
+		m.truncated = mark
+	}
+}
+
 // Log is the handle of one range's log. One worker at a time uses a handle; different
 // handles may be used concurrently. What it answers changes only when a batch that wrote
-// to it is published.
+// to it is published, but that what a sealed batch truncates is given up before.
 type Log struct {
 	s    *Store
 	r    base.RangeID
 	now  meta
 	next meta   // what now becomes when b is published
 	b    *Batch // the last batch that wrote to this log, until it is published
+
+	givenUp base.LogMark // what the last batch that truncates removes, until it is published
 }
 
 // Range returns the range that the log is of.
