@@ -7,6 +7,7 @@ import (
 	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/plant"
 	"github.com/almanacdb/almanac/internal/timeline"
 )
 
@@ -79,7 +80,7 @@ func fence(st *State, c *Command) *fault.Error {
 		}
 	case c.Stamp == 0:
 		return fault.New(fault.Invalid, "command kind %d has no stamp", c.Kind)
-	case c.Stamp <= st.LastStamp:
+	case c.Stamp <= st.LastStamp && !plant.On(plant.ApplyUnchecked):
 		return fault.New(fault.Restamp, "stamp %d is not above the range's last, %d",
 			uint64(c.Stamp), uint64(st.LastStamp))
 	}

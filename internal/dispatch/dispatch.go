@@ -5,6 +5,7 @@
 package dispatch
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/plant"
 	"github.com/almanacdb/almanac/internal/timeline"
 	"github.com/almanacdb/almanac/internal/wire"
 )
@@ -169,6 +171,12 @@ func (d *Dispatcher) openLane(r effect.Reader, p base.PartitionID, g base.GroupI
 	}
 	l := &lane{partition: p, group: g, scan: rec.Cursor, cursor: rec.Cursor, marks: int(rec.Acked), more: true}
 	l.skipMarks = rec.Acked > 0
+	if plant.On(plant.EventsForgotten) {
+		last := base.Position{DueMS: math.MaxInt64}
+		if err := timeline.AckedAbove(r, p, g, rec.Cursor, last, func(pos base.Position) bool { l.scan = pos; return true }); err != nil {
+			return nil, err
+		}
+	}
 	l.flight = make(map[base.Position]*delivery)
 	d.lanes = append(d.lanes, l)
 	return l, nil

@@ -3,6 +3,7 @@ package logstore
 import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/effect"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // Recovery is what a replica starts with, by rule S4.
@@ -45,5 +46,8 @@ func Recover(r base.RangeID, saved effect.HardState, log Extent, applied base.Lo
 		last = applied.Index
 	}
 	rec.HardState.Commit = max(applied.Index, min(saved.Commit, last))
+	if plant.On(plant.CommitNotRaised) {
+		rec.HardState.Commit = saved.Commit
+	}
 	return rec, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // Leases. A leader stamps each round of appends or heartbeats with its send time. A
@@ -25,6 +26,9 @@ import (
 // leaseDuration is what a leader counts on: a tenth below the promise, so that clocks
 // may run apart by as much.
 func leaseDuration(tick time.Duration, electionTicks int) time.Duration {
+	if plant.On(plant.LeaseTooLong) {
+		return promiseDuration(tick, electionTicks) * 2
+	}
 	return promiseDuration(tick, electionTicks) / 10 * 9
 }
 
@@ -87,7 +91,7 @@ func (r *rounds) AckedIndex(id uint64) (quorum.Index, bool) {
 // voter's lease counts from the last time that the machine was told.
 func (m *Machine) LeaseUntil() clock.Mono {
 	switch {
-	case !m.status.Orderer || m.rounds.transferred || m.rounds.quorum == 0:
+	case !m.status.Orderer || m.rounds.transferred && !plant.On(plant.LeaseAfterTransfer) || m.rounds.quorum == 0:
 		return 0
 	case m.rounds.quorum == always:
 		return m.now.Add(m.lease)
@@ -98,13 +102,13 @@ func (m *Machine) LeaseUntil() clock.Mono {
 // HasLease says whether no other replica can lead at now.
 func (m *Machine) HasLease(now clock.Mono) bool {
 	m.at(now)
-	return now < m.LeaseUntil()
+	return now < m.LeaseUntil() || plant.On(plant.LeaseExpired) && m.LeaseUntil() != 0
 }
 
 // ConfirmedSince says whether a quorum acknowledged, in this term, a round sent at or
 // after t: then this replica still led at some instant after t.
 func (m *Machine) ConfirmedSince(t clock.Mono) bool {
-	return m.status.Orderer && m.rounds.quorum != 0 && m.rounds.quorum >= t
+	return m.status.Orderer && m.rounds.quorum != 0 && (m.rounds.quorum >= t || plant.On(plant.OldRound))
 }
 
 // at notes the time; it never goes back.

@@ -7,6 +7,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/effect"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // HasReady says whether Ready would return anything.
@@ -89,9 +90,12 @@ func (m *Machine) messages(rd *etcdraft.Ready, out *effect.Ready) {
 func (m *Machine) saving(msg *pb.Message, rd *etcdraft.Ready, out *effect.Ready) {
 	s := save{entries: rd.Entries, snapshot: out.Snapshot}
 	for _, r := range msg.GetResponses() {
-		if r.GetTo() == uint64(m.opts.Replica) {
+		switch {
+		case r.GetTo() == uint64(m.opts.Replica):
 			s.then = append(s.then, r)
-		} else {
+		case r.GetType() == pb.MsgVoteResp && plant.On(plant.VoteBeforeSave):
+			out.Early = append(out.Early, m.message(r))
+		default:
 			out.Late = append(out.Late, m.message(r))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/almanacdb/almanac/internal/dispatch"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
+	"github.com/almanacdb/almanac/internal/plant"
 	"github.com/almanacdb/almanac/internal/timeline"
 	"github.com/almanacdb/almanac/internal/wire"
 )
@@ -76,6 +77,9 @@ func (r *Replica) firingPoke(now clock.Mono) {
 // advance proposes to raise the range's clock to t, if that makes something due.
 func (r *Replica) advance(now clock.Mono, t base.Timestamp) {
 	f := &r.firing
+	if plant.On(plant.FiresEarly) {
+		t += base.TimestampAt(2000)
+	}
 	if f.nextDue == 0 || t.Millis() < f.nextDue {
 		return // the timer is set anew from the oracle time just seen
 	}

@@ -3,6 +3,7 @@ package replica
 import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/host"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // truncation decides when a log gives up its oldest entries.
@@ -39,7 +40,7 @@ func (r *Replica) considerTruncation() {
 		r.opts.Logger.Warn("cannot read what is durable", "range", r.id, "err", err)
 		return
 	}
-	if applied-keep < durable {
+	if applied-keep < durable || plant.On(plant.TruncatedTooFar) {
 		durable = applied - keep
 	}
 	if durable >= first {

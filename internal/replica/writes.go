@@ -7,6 +7,7 @@ import (
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/command"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // Proposal asks a range to order a command.
@@ -109,7 +110,8 @@ func (q *writeQueue) add(mark base.LogMark, p *Proposal) {
 
 // stampable says whether a write may carry the stamp (K4).
 func (r *Replica) stampable(stamp base.Timestamp) bool {
-	return stamp > max(r.reads.promised, r.writes.lastStamp)
+	return (stamp > r.reads.promised || plant.On(plant.PromisedIgnored)) &&
+		(stamp > r.writes.lastStamp || plant.On(plant.StampUnchecked))
 }
 
 // restamp queues a write for another timestamp; promises wait behind it from then on,

@@ -23,7 +23,7 @@ const (
 
 var floors = map[string]int{
 	"internal/base": words, "internal/fault": words, "internal/keys": words, "internal/clock": words,
-	"internal/invariant": words,
+	"internal/invariant": words, "internal/plant": words,
 
 	"internal/effect": machines, "internal/raft": machines, "internal/chain": machines, "internal/command": machines,
 	"internal/mvcc": machines, "internal/timeline": machines, "internal/plan": machines,

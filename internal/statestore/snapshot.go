@@ -11,6 +11,7 @@ import (
 	"github.com/almanacdb/almanac/internal/engine"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/keys"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // FileBytes is the size from which a snapshot goes on in a new file. A file is larger
@@ -196,6 +197,9 @@ func (i *Installer) Install(state []byte) error {
 		return fault.New(fault.Internal, "installing an incomplete snapshot of range %d", i.r).OnRange(i.r)
 	}
 	err := i.stageState(state)
+	if n := len(i.staged) - 1; err == nil && plant.On(plant.SnapshotIndexFirst) {
+		err, i.staged = i.s.e.Ingest(i.staged[n]), i.staged[:n]
+	}
 	if err == nil {
 		err = i.s.e.Ingest(i.staged...)
 	}
