@@ -42,6 +42,7 @@
 //   - 7: replicas apply the same entries at the same indexes, no two lead in one term, and
 //     in the end their states are equal to the byte.
 //   - S6: a node whose disk failed stops.
+//   - K3, E2: a range's last stamp and clock never fall.
 //   - K8: below an acknowledged horizon nothing is read.
 //   - 10: no slice and no map that a node's store reaches holds more than its limits say, and
 //     logs are truncated.
@@ -56,7 +57,12 @@
 //
 // # Planted bugs
 //
+//	go test -tags plant ./internal/simtest -run Planted                  each is found
+//	go test -tags plant ./internal/simtest -run Planted -plantseeds 20   how often, how soon
+//
 // A checker that finds nothing proves little, so TestPlanted breaks the cluster on purpose
-// (see Plant) and demands to be told within a few seeds. Bugs are planted around the
-// product's code, in the engines, clocks and messages that it is given.
+// and demands to be told within a few seeds: the table in plant_test.go lists the bugs.
+// Most are hooks in the product's code (package plant), which only a build with the tag
+// holds; some stand around it, in the engines, clocks and messages that it is given, and
+// are run without the tag too.
 package simtest

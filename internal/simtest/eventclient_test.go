@@ -107,10 +107,13 @@ func (p *publisher) next() {
 		events = append(events, e)
 	}
 	p.busy = true
-	asked := w.trueMS()
+	asked, begun := w.trueMS(), w.load.latest
 	body := &timeline.Publish{Batches: []timeline.Batch{{Partition: base.PartitionID{Topic: topic, Partition: part}, Events: events}}}
 	w.propose(p.leader, rangeOf(part), command.KindPublish, body, 2*time.Second, func(res *command.Result, err error) {
 		p.busy = false
+		if err == nil {
+			w.stamped(begun, res.Stamp)
+		}
 		for i := range events {
 			p.answered(part, &events[i], i, asked, res, err)
 		}

@@ -102,9 +102,16 @@ func (l *load) startKeys(w *World) {
 		l.clients = append(l.clients, c)
 		w.after(w.between(500*time.Millisecond, time.Second), c.next)
 	}
-	c := &snapshotClient{w: w, leader: make(leaders)}
-	l.clients = append(l.clients, c)
-	w.after(time.Second, c.next)
+	snapshots := 1
+	if !w.cfg.Small {
+		snapshots = 2
+		l.startStubborn(w)
+	}
+	for range snapshots {
+		c := &snapshotClient{w: w, leader: make(leaders)}
+		l.clients = append(l.clients, c)
+		w.after(w.between(500*time.Millisecond, time.Second), c.next)
+	}
 	if w.chance(0.5) { // what is compacted can't be checked in the end
 		k := &compactClient{w: w, leader: make(leaders)}
 		l.clients = append(l.clients, k)

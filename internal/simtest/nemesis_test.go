@@ -34,8 +34,8 @@ func (m *nemesis) start() {
 			m.faults = append(m.faults, k.strike)
 		}
 	}
-	if w.cfg.Plant == StopsClock { // of no effect without
-		m.pace, m.faults = time.Second, []func(*node){func(*node) { m.partition() }}
+	if p := w.cfg.Plant; p != nil && p.focus != nil {
+		m.pace, m.faults = time.Second, p.focus.faults(m)
 	}
 	w.after(w.between(2*time.Second, 3*time.Second), m.strike)
 }
@@ -80,6 +80,13 @@ func (m *nemesis) kinds() []faultKind {
 		{3, m.stepWall},
 		{6, func(*node) { m.transfer() }},
 		{3, m.slowDisk},
+		{2, m.slowLink},
+		{3, m.handOverUnheard},
+		{3, m.slowStamps},
+		{2, m.lateOracle},
+		{3, m.cutFromVoters},
+		{3, m.dieAtVote},
+		{3, m.dieAtSnapshot},
 	}
 }
 

@@ -116,7 +116,6 @@ func (w *World) detach(n *node) {
 
 // Send implements transport.Transport. The process may die before each message.
 func (p *port) Send(to base.NodeID, class transport.Class, msgs ...wire.Message) bool {
-	p.n.w.cfg.Plant.sending(p.n, msgs)
 	e := p.calls
 	if class == transport.ClassReplication {
 		e = p.repl

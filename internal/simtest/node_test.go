@@ -53,8 +53,6 @@ type node struct {
 	dying   bool          // the store said that it can't go on
 	seen    map[base.RangeID]*progress
 	lost    bool // the disks were lost, and not all that was on them is back
-
-	stampCalls map[uint64]bool // for a planted bug
 }
 
 // worker is when one of the store's workers takes its next turn.
@@ -159,7 +157,7 @@ func (n *node) open() error {
 		SystemNodes: func() []base.NodeID { return n.w.systemNodes() },
 		Background:  func(f func()) { f() },
 		Fatal:       n.fatal,
-		Rebuild:     n.lost && n.w.cfg.Plant != StartsEmpty,
+		Rebuild:     n.lost && !n.w.cfg.Plant.is(startsEmpty),
 	})
 	if err != nil {
 		return err
@@ -237,6 +235,7 @@ func (n *node) dropInbox() {
 // receive implements transport.Handler for the networks.
 func (n *node) receive(from base.NodeID, msgs []wire.Message) {
 	msgs = n.w.cfg.Plant.received(n, msgs)
+	n.w.spring(n, from, msgs)
 	n.deliver(func() { n.store.Receive(from, msgs) })
 }
 

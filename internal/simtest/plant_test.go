@@ -1,143 +1,214 @@
 package simtest
 
 import (
-	"bytes"
+	"flag"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
 
-	"github.com/almanacdb/almanac/internal/base"
-	"github.com/almanacdb/almanac/internal/effect"
-	"github.com/almanacdb/almanac/internal/engine"
-	"github.com/almanacdb/almanac/internal/keys"
-	"github.com/almanacdb/almanac/internal/wire"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
-// Plant is a bug that a run is given on purpose. Each is planted in what surrounds the
-// product's code, so that the product carries no hook for it.
-type Plant uint8
+var plantSeeds = flag.Int("plantseeds", 0, "run every planted bug with this many seeds, and print how often it is found")
 
-// Planted bugs.
+// Plant is a bug that runs are given on purpose.
+type Plant struct {
+	name  string
+	rule  string
+	where string
+	// caught is what the check says that is for it, as a regular expression.
+	caught string
+	// bugs are switched on in the product's code, which needs the build tag "plant".
+	bugs []plant.Bug
+	// outside is planted around the product's code, in every build.
+	outside outside
+	// focus, if set, is what else runs suffer from alone: without it any fault may strike.
+	focus *focus
+	// nodes is how many nodes the runs have, if it must not be left to the seed.
+	nodes int
+	// masked says that another check makes up for the bug, nearly always or always, so that
+	// it is not demanded; the table tells how often it is found all the same.
+	masked bool
+}
+
+// What is said of a stale read, and of writes that are gone.
 const (
-	NoBug       Plant = iota
-	AckUnsynced       // the log's disk says synced before it is: acknowledged writes are lost
-	FiresEarly        // node 1 takes timestamps for two seconds later than they are
-	CursorBack        // a node's disk now and then keeps a group's record from before
-	StopsClock        // monotonic time stands still on a node that is alone: its lease lasts too long
-	OtherEntry        // a replica's log now and then saves another command than it was sent
-	StartsEmpty       // a node that lost its disks makes its replicas anew
+	stale = `invariant (2|11)`
+	lost  = `invariant (1|2|5|7|11)`
 )
 
-var plants = [...]string{"none", "ack before sync", "event fired early", "cursor backwards", "clock stands still", "other entry",
-	"starts empty"}
+var plants = []Plant{
+	{name: "ack before sync", rule: "invariant 1", where: "log's disk", caught: `invariant`, outside: ackUnsynced},
+	{name: "applied index ahead of its writes", rule: "S1", where: "state's disk", caught: lost, outside: indexAhead},
+	{name: "event fired early", rule: "invariant 3", where: "replica/events.go", caught: `early`, bugs: []plant.Bug{plant.FiresEarly}},
+	{name: "cursor backwards", rule: "invariant 5", where: "state's disk", caught: `invariant 5`, outside: cursorBack},
+	{name: "clock stands still", rule: "invariant 9", where: "clock", caught: stale, outside: stopsClock, focus: partitionsOnly},
+	{name: "other entry", rule: "invariant 7", where: "replication", caught: `invariant 7`, outside: otherEntry},
+	{name: "node that lost its disks starts empty", rule: "invariant 1", where: "node", caught: `two orderers|invariant (1|7)`, outside: startsEmpty, focus: disksLost, nodes: 3},
 
-// String returns the bug in words.
-func (p Plant) String() string { return plants[p] }
+	{name: "lease too long", rule: "invariant 9", where: "raft/lease.go", caught: stale, bugs: []plant.Bug{plant.LeaseTooLong}, focus: isolation, nodes: 3},
+	{name: "lease kept after a transfer", rule: "invariant 9", where: "raft/lease.go", caught: stale, bugs: []plant.Bug{plant.LeaseAfterTransfer}, focus: handOvers, nodes: 3},
+	{name: "lease used while expired", rule: "invariant 9", where: "raft/lease.go", caught: stale, bugs: []plant.Bug{plant.LeaseExpired}, focus: isolation, nodes: 3},
+	{name: "read confirmed by an old round", rule: "K4", where: "raft/lease.go", caught: stale, bugs: []plant.Bug{plant.OldRound}, focus: isolation, nodes: 3},
+	{name: "promised ignored", rule: "K4", where: "replica/writes.go", caught: `invariant 11`, bugs: []plant.Bug{plant.PromisedIgnored}, focus: slowStamps, nodes: 3},
+	{name: "stamp unchecked by the orderer", rule: "K3", where: "replica/writes.go", bugs: []plant.Bug{plant.StampUnchecked}, masked: true},
+	{name: "stamp unchecked at apply", rule: "K3", where: "command/apply.go", bugs: []plant.Bug{plant.ApplyUnchecked}, masked: true},
+	{name: "stamp unchecked by both", rule: "K3", where: "both", caught: `invariant|K3`, bugs: []plant.Bug{plant.StampUnchecked, plant.ApplyUnchecked}, focus: slowStamps, nodes: 3, masked: true},
+	{name: "vote before save", rule: "S1", where: "raft/ready.go", caught: `two orderers|invariant 7`, bugs: []plant.Bug{plant.VoteBeforeSave}, focus: deaths, nodes: 3},
+	{name: "commit lost at start", rule: "S4", where: "logstore/recover.go", caught: `saved raft state`, bugs: []plant.Bug{plant.CommitNotRaised}},
+	{name: "snapshot's index first", rule: "S2", where: "statestore/snapshot.go", caught: lost, bugs: []plant.Bug{plant.SnapshotIndexFirst}, focus: deaths, nodes: 3},
+	{name: "log truncated above what is flushed", rule: "S1", where: "replica/truncation.go", caught: `starts at index`, bugs: []plant.Bug{plant.TruncatedTooFar}},
+	{name: "oracle without lease", rule: "T1", where: "replica/oraclerole.go", caught: `invariant`, bugs: []plant.Bug{plant.OracleWithoutLease}, focus: lateOracles, nodes: 5, masked: true},
+	{name: "oracle jumps to its bound", rule: "T3", where: "oracle/oracle.go", caught: `early`, bugs: []plant.Bug{plant.OracleJumps}},
+	{name: "event lost at a change of leader", rule: "invariant 3", where: "dispatch/dispatch.go", caught: `did not recover.* for group|lost`, bugs: []plant.Bug{plant.EventsForgotten}},
+}
 
-// logEngine returns what the log store is given as its disk.
-func (p Plant) logEngine(n *node) engine.Engine {
-	if p == AckUnsynced {
-		return unsynced{n.log}
+// focus is faults of one kind, one about every second, for bugs that show under them alone.
+type focus struct {
+	name   string
+	faults func(*nemesis) []func(*node)
+}
+
+var (
+	partitionsOnly = &focus{"partitions", func(m *nemesis) []func(*node) { return []func(*node){func(*node) { m.partition() }} }}
+	disksLost      = &focus{"disks lost", func(m *nemesis) []func(*node) { return []func(*node){m.loseDisks, func(*node) { m.partition() }} }}
+	handOvers      = &focus{"hand-overs unheard", func(m *nemesis) []func(*node) { return []func(*node){m.handOverUnheard} }}
+	isolation      = &focus{"orderers cut off", func(m *nemesis) []func(*node) { return []func(*node){m.cutFromVoters, m.handOverUnheard} }}
+	slowStamps     = &focus{"timestamps slow", func(m *nemesis) []func(*node) { return []func(*node){m.slowStamps} }}
+	lateOracles    = &focus{"oracles late", func(m *nemesis) []func(*node) { return []func(*node){m.lateOracle} }}
+	deaths         = &focus{"deaths at votes and snapshots", func(m *nemesis) []func(*node) { return []func(*node){m.dieAtVote, m.dieAtSnapshot} }}
+)
+
+// on plants the bug in the product's code until the function that it returns is called.
+func (p *Plant) on() func() {
+	if p == nil {
+		return func() {}
 	}
-	return n.log
+	plant.Set(p.bugs...)
+	return func() { plant.Set() }
 }
 
-// stateEngine returns what the state store is given as its disk.
-func (p Plant) stateEngine(n *node) engine.Engine {
-	if p == CursorBack && n.id == 2 {
-		return &forgetful{Engine: n.state, old: make(map[string][]byte)}
+// missing says that this build can't have the bug.
+func (p *Plant) missing() bool { return len(p.bugs) > 0 && !plant.Built }
+
+// hunt runs seeds from first on until one violates something or there are no more.
+func (p *Plant) hunt(t *testing.T, first, last uint64) (found *Result, seed uint64, virtual, wall time.Duration) {
+	for seed = first; seed <= last; seed++ {
+		start := time.Now()
+		res := simulate(t, Config{Seed: seed, Faults: *simtime, Nodes: p.nodes, Plant: p, Dir: t.TempDir()})
+		virtual += res.Virtual
+		wall += time.Since(start)
+		if len(res.Violations) > 0 {
+			return &res, seed, virtual, wall
+		}
 	}
-	return n.state
+	return nil, last, virtual, wall
 }
 
-// unsynced takes synced commits for unsynced ones.
-type unsynced struct{ engine.Engine }
-
-func (e unsynced) NewBatch(indexed bool) engine.Batch {
-	return unsyncedBatch{e.Engine.NewBatch(indexed)}
-}
-
-type unsyncedBatch struct{ engine.Batch }
-
-func (b unsyncedBatch) Commit(bool) error { return b.Batch.Commit(false) }
-
-// forgetful writes, every so many times, a group's record as it was first written.
-type forgetful struct {
-	engine.Engine
-	old    map[string][]byte
-	writes int
-}
-
-func (e *forgetful) NewBatch(indexed bool) engine.Batch {
-	return forgetfulBatch{e.Engine.NewBatch(indexed), e}
-}
-
-type forgetfulBatch struct {
-	engine.Batch
-	e *forgetful
-}
-
-func (b forgetfulBatch) Set(key, value []byte) error {
-	if keys.Family(key[0]) != keys.FamilyGroup {
-		return b.Batch.Set(key, value)
-	}
-	if b.e.writes++; b.e.writes%20 == 0 && b.e.old[string(key)] != nil {
-		value = b.e.old[string(key)]
-	}
-	if b.e.old[string(key)] == nil {
-		b.e.old[string(key)] = bytes.Clone(value)
-	}
-	return b.Batch.Set(key, value)
-}
-
-// sending sees what a node sends.
-func (p Plant) sending(n *node, msgs []wire.Message) {
-	if p != FiresEarly || n.id != 1 {
+// Every planted bug is found within a few seeds, by the check that is for it, and without
+// the bug nothing is found in them.
+func TestPlanted(t *testing.T) {
+	if *plantSeeds > 0 {
+		plantTable(t, uint64(*plantSeeds))
 		return
 	}
-	for i := range msgs {
-		if c := msgs[i].Call; c != nil && c.Method == wire.MethodStamps {
-			if n.stampCalls == nil {
-				n.stampCalls = make(map[uint64]bool)
+	for i := range plants {
+		p := &plants[i]
+		if p.missing() || p.masked {
+			continue
+		}
+		t.Run(p.name, func(t *testing.T) { p.clean(t, p.demand(t)) })
+	}
+}
+
+// mostSeeds is after how many seeds a bug that is demanded counts as not found.
+const mostSeeds = 15
+
+// demand fails the test unless the bug is found, and returns the last seed that it ran.
+func (p *Plant) demand(t *testing.T) (last uint64) {
+	caught := regexp.MustCompile(p.caught)
+	for seed := uint64(1); seed <= mostSeeds; seed++ {
+		res, at, virtual, wall := p.hunt(t, seed, mostSeeds)
+		if res == nil {
+			break
+		}
+		seed = at
+		t.Logf("seed %d, after %v, in %v: %s", seed, virtual, wall, firstLine(res))
+		if caught.MatchString(res.Violations[0]) {
+			return seed
+		}
+	}
+	t.Errorf("not found as %q in %d seeds", p.caught, mostSeeds)
+	return mostSeeds
+}
+
+// ran is what a run without a bug depends on.
+type ran struct {
+	focus *focus
+	nodes int
+	seed  uint64
+}
+
+var cleanRuns = make(map[ran]bool)
+
+// clean runs the seeds up to last under the same faults without the bug.
+func (p *Plant) clean(t *testing.T, last uint64) {
+	for seed := uint64(1); seed <= last; seed++ {
+		k := ran{p.focus, p.nodes, seed}
+		if cleanRuns[k] {
+			continue
+		}
+		cleanRuns[k] = true
+		sound := &Plant{name: "none", focus: p.focus, nodes: p.nodes}
+		if res, _, _, _ := sound.hunt(t, seed, seed); res != nil {
+			t.Errorf("without the bug, seed %d: %s\n%s", seed, res.Violations[0], strings.Join(res.Tail, "\n"))
+		}
+	}
+}
+
+func firstLine(res *Result) string { return strings.SplitN(res.Violations[0], "\n", 2)[0] }
+
+// plantTable prints, for each bug, in how many seeds it is found, and how long the hunt
+// from one find to the next takes.
+func plantTable(t *testing.T, n uint64) {
+	fmt.Println("| bug | rule | planted in | found in seeds | median virtual time | median real time |")
+	fmt.Println("|---|---|---|---|---|---|")
+	for i := range plants {
+		p := &plants[i]
+		if p.missing() {
+			continue
+		}
+		var virtual, wall []time.Duration
+		by := make(map[string]int)
+		ran := false
+		t.Run(p.name, func(t *testing.T) {
+			ran = true
+			for seed := uint64(1); seed <= n; seed++ {
+				res, at, v, r := p.hunt(t, seed, n)
+				if seed = at; res != nil {
+					virtual, wall = append(virtual, v), append(wall, r)
+					line := firstLine(res)
+					if p.caught == "" || !regexp.MustCompile(p.caught).MatchString(line) {
+						by["other: "+line[:min(len(line), 100)]]++
+					}
+				}
 			}
-			n.stampCalls[c.ID] = true
+		})
+		if !ran {
+			continue
 		}
+		fmt.Printf("| %s | %s | %s | %d of %d | %v | %v | %v\n", p.name, p.rule, p.where, len(virtual), n,
+			median(virtual).Round(time.Second), median(wall).Round(10*time.Millisecond), by)
 	}
 }
 
-// received returns what a node gets of what it was sent.
-func (p Plant) received(n *node, msgs []wire.Message) []wire.Message {
-	for i := range msgs {
-		switch m := &msgs[i]; {
-		case p == FiresEarly && m.Reply != nil && m.Reply.Fault == nil && n.stampCalls[m.Reply.ID]:
-			var s wire.StampsReply
-			if s.Decode(m.Reply.Body) == nil {
-				s.First += base.TimestampAt(2000)
-				m.Reply.Body = s.Append(nil)
-			}
-		case p == OtherEntry && m.Replication != nil && n.id == 3:
-			p.swap(n, m.Replication)
-		}
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
 	}
-	return msgs
-}
-
-// swap makes an entry another command: the one before it.
-func (p Plant) swap(n *node, m *effect.Message) {
-	e := m.Entries
-	for i := 1; i < len(e); i++ {
-		if e[i].Type == base.EntryCommand && e[i-1].Type == base.EntryCommand && n.w.chance(0.05) {
-			e[i].Data = e[i-1].Data
-		}
-	}
-}
-
-// partitioned sees who is kept apart from the others.
-func (p Plant) partitioned(w *World, part []base.NodeID) {
-	if p != StopsClock {
-		return
-	}
-	for _, n := range w.nodes {
-		n.clock.run()
-		if len(part) == 1 && part[0] == n.id {
-			n.clock.stop()
-		}
-	}
+	slices.Sort(d)
+	return d[len(d)/2]
 }

@@ -1,7 +1,6 @@
 package simtest
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -45,7 +44,7 @@ func (n *node) rebuild() {
 	if !n.lost {
 		return
 	}
-	if n.w.cfg.Plant == StartsEmpty {
+	if n.w.cfg.Plant.is(startsEmpty) {
 		for _, d := range n.w.ranges {
 			if _, ok := d.ReplicaOn(n.id); ok {
 				_ = n.store.CreateReplica(d)
@@ -76,19 +75,4 @@ func TestDisksLost(t *testing.T) {
 	if sum.DisksLost < 10 || sum.Rebuilt < 10 {
 		t.Errorf("disks were lost %d times, and nodes rebuilt %d times", sum.DisksLost, sum.Rebuilt)
 	}
-}
-
-// A node that starts on empty disks as if it were new forgets its votes and what it
-// acknowledged, and that is seen.
-func TestStartingEmptyIsFound(t *testing.T) {
-	const most = 15
-	for seed := uint64(301); seed < 301+most; seed++ {
-		res := simulate(t, Config{Seed: seed, Faults: 20 * time.Second, LoseDisks: true, Plant: StartsEmpty, Dir: t.TempDir()})
-		if len(res.Violations) > 0 {
-			first, _, _ := strings.Cut(res.Violations[0], "\n")
-			t.Logf("seed %d, after %v: %s", seed, res.Virtual, first)
-			return
-		}
-	}
-	t.Errorf("not found in %d seeds", most)
 }

@@ -18,8 +18,8 @@ type snapshot struct {
 	sum uint64
 }
 
-// snapshotClient reads all keys at fresh timestamps, and again at those of before
-// (invariant 11).
+// snapshotClient reads all keys at fresh timestamps, some of them taken for a read of
+// another range, and again at those of before (invariant 11).
 type snapshotClient struct {
 	w      *World
 	leader leaders
@@ -41,13 +41,45 @@ func (c *snapshotClient) next() {
 		again = w.load.shots[w.rng.IntN(n)]
 		req.At = again.at
 	}
-	begun, horizon := w.load.latest, w.load.horizon
+	if again != nil || w.chance(0.5) {
+		c.read(req, again)
+		return
+	}
+	c.elsewhere(func(at base.Timestamp) {
+		req.At = at
+		c.read(req, nil)
+	})
+}
+
+// elsewhere takes a timestamp as a read of several ranges does: at the first of them.
+func (c *snapshotClient) elsewhere(then func(base.Timestamp)) {
+	w := c.w
+	r, begun := rangeOf(base.Partition(w.rng.IntN(partitions))), w.load.latest
+	w.ask(w.anyNode(), c.leader.pick(w, r), wire.MethodBarrier, r, (&wire.Barrier{}).Append(nil), func(b []byte, err error) {
+		var m wire.BarrierReply
+		if err == nil {
+			err = m.Decode(b)
+		}
+		if err != nil {
+			c.leader.learn(r, err)
+			w.after(w.backoff(), c.next)
+			return
+		}
+		w.stamped(begun, m.At)
+		then(m.At)
+	})
+}
+
+// read reads at req.At, or at a fresh timestamp; again is what was read there before.
+func (c *snapshotClient) read(req wire.ReadRequest, again *snapshot) {
+	w := c.w
+	begun, horizon, fresh := w.load.latest, w.load.horizon, req.At == 0
 	w.read(c.leader, req, 2*time.Second, func(reply *wire.ReadReply, err error) {
 		if err == nil {
-			if again == nil {
+			if fresh {
 				w.stamped(begun, reply.At)
-			} else if again.at < horizon {
-				w.violated("K8: read at %v, below the acknowledged horizon %v", again.at, horizon)
+			} else if req.At < horizon {
+				w.violated("K8: read at %v, below the acknowledged horizon %v", req.At, horizon)
 			}
 			c.got(reply, again)
 		}

@@ -39,6 +39,8 @@ type progress struct {
 	applied uint64
 	term    uint64
 	first   uint64
+	stamp   base.Timestamp
+	clock   base.Timestamp
 }
 
 func (o *watcher) init(w *World) {
@@ -71,6 +73,11 @@ func (o *watcher) replica(n *node, v *replica.Visible) {
 			r, n.id, p.applied, p.term, v.Applied.Index, v.Term)
 	}
 	p.term = v.Term
+	if v.LastStamp < p.stamp || v.Clock < p.clock {
+		o.w.violated("K3: range %d on node %d fell from stamp %v, clock %v to %v, %v",
+			r, n.id, p.stamp, p.clock, v.LastStamp, v.Clock)
+	}
+	p.stamp, p.clock = v.LastStamp, v.Clock
 	if first := n.logs.Log(r).First(); first > p.first {
 		if p.first != 0 {
 			o.w.count.Truncations++

@@ -21,7 +21,7 @@ type Config struct {
 	Faults time.Duration // how long clients run under faults; default 30 s
 	Nodes  int           // default by seed
 	Small  bool          // few clients, which do little
-	Plant  Plant
+	Plant  *Plant
 	// LoseDisks makes nodes lose their disks more often than other faults happen.
 	LoseDisks bool
 	Dir       string // where a drawing of a history that is not linearizable goes
@@ -46,6 +46,7 @@ type World struct {
 	rec    *lincheck.Recorder
 	watch  watcher
 	load   load
+	traps  []*trap
 	broken []string // violations
 
 	second clock.Mono // of true time, and what happened in it so far
@@ -142,6 +143,7 @@ func Run(cfg Config) Result {
 // run simulates a cluster under load while harm does what it does, then checks.
 func run(cfg Config, harm func(*World)) (res Result) {
 	w := newWorld(cfg)
+	defer cfg.Plant.on()()
 	defer func() {
 		if r := recover(); r != nil {
 			w.violated("panic: %v\n%s", r, stack())
