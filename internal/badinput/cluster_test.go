@@ -76,7 +76,7 @@ func (ignored) Receive(base.NodeID, []wire.Message) {}
 // A stream from a node of another cluster is refused, and both sides can say why.
 func TestPeerStreamOfAnotherCluster(t *testing.T) {
 	n, s := single(t)
-	g, err := transport.NewGRPC(transport.Options{
+	g, err := transport.NewTCP(transport.Options{
 		Self: 2, Cluster: base.ClusterID{1}, Handler: ignored{},
 		Resolve: func(base.NodeID) (string, bool) { return n.Peer, true },
 	})
@@ -101,7 +101,7 @@ func TestNonsenseFromAPeer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := transport.NewGRPC(transport.Options{
+	g, err := transport.NewTCP(transport.Options{
 		Self: 2, Cluster: base.ClusterID(id), Handler: ignored{},
 		Resolve: func(base.NodeID) (string, bool) { return n.Peer, true },
 	})

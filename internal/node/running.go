@@ -28,7 +28,7 @@ type running struct {
 	node      *Node
 	system    base.RangeDescriptor
 	directory *directory
-	transport *transport.GRPC
+	transport *transport.TCP
 	store     *store.Store
 	placement *placement.Placement
 	router    *router.Router
@@ -56,7 +56,7 @@ func (n *Node) serve(ctx context.Context) error {
 		}
 	}
 	var err error
-	r.transport, err = transport.NewGRPC(transport.Options{
+	r.transport, err = transport.NewTCP(transport.Options{
 		Self: id.Node, Cluster: id.Bootstrap.Cluster, Resolve: r.directory.peer, Handler: receiver{r},
 		Logger:   n.opts.Logger,
 		Queues:   n.memory.queues(),
@@ -80,7 +80,7 @@ func (n *Node) serve(ctx context.Context) error {
 	if w != nil {
 		w.stop()
 	}
-	n.serveOn(r.peer, n.ports.peer)
+	n.servePeers(r.peer, r.transport.Serve)
 	r.store.Start()
 	if err := r.found(id); err != nil {
 		return err
@@ -209,9 +209,8 @@ func (r *running) makeServers(id *identity) {
 	r.health = health.NewServer()
 	healthpb.RegisterHealthServer(r.client, r.health)
 	reflection.Register(r.client)
-	r.peer = grpc.NewServer(transport.ServerOptions(nil)...)
+	r.peer = grpc.NewServer(peerServerOptions()...)
 	n.form.register(r.peer)
-	r.transport.Register(r.peer)
 }
 
 // heartbeats reports to placement until ctx ends, and does what it answers.

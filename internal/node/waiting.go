@@ -8,7 +8,6 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	gateway "github.com/almanacdb/almanac/internal/gateway/almanac"
-	"github.com/almanacdb/almanac/internal/transport"
 )
 
 // waiting serves a node that belongs to no cluster yet: clients are told what to do,
@@ -21,7 +20,7 @@ func (n *Node) serveWaiting() {
 	api := gateway.NewUninitialized(n.Init, n.opts.Advertise)
 	w := &waiting{
 		client: grpc.NewServer(append(clientServerOptions(), grpc.UnknownServiceHandler(api.Refuse))...),
-		peer:   grpc.NewServer(transport.ServerOptions(nil)...),
+		peer:   grpc.NewServer(peerServerOptions()...),
 	}
 	api.Register(w.client)
 	n.form.register(w.peer)
@@ -29,7 +28,7 @@ func (n *Node) serveWaiting() {
 	n.waiting = w
 	n.mu.Unlock()
 	n.serveOn(w.client, n.ports.client)
-	n.serveOn(w.peer, n.ports.peer)
+	n.servePeers(w.peer, nil)
 }
 
 // stop lets the calls under way finish, among them the Init that formed the cluster.

@@ -1,18 +1,18 @@
 package transport
 
 import (
+	"io"
 	"net"
 	"sync"
 	"testing"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/wire"
-	"google.golang.org/grpc"
 )
 
 // echo answers calls; what it gets back, it counts down.
 type echo struct {
-	g       *GRPC
+	g       *TCP
 	replies chan int
 }
 
@@ -50,18 +50,28 @@ func benchmarkEcho(b *testing.B, inFlight int) {
 		}
 		addresses[id] = l.Addr().String()
 		e := &echo{replies: make(chan int, 4096)}
-		e.g, err = NewGRPC(Options{
+		e.g, err = NewTCP(Options{
 			Self: base.NodeID(id), Cluster: base.ClusterID{1}, Handler: e,
 			Resolve: func(n base.NodeID) (string, bool) { return addresses[n], true },
 		})
 		if err != nil {
 			b.Fatal(err)
 		}
-		server := grpc.NewServer(ServerOptions(nil)...)
-		e.g.Register(server)
-		serving.Go(func() { _ = server.Serve(l) }) // ends with the test
+		serving.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return // the test has ended
+				}
+				serving.Go(func() {
+					if _, err := io.ReadFull(conn, make([]byte, len(Preface))); err == nil {
+						e.g.Serve(conn)
+					}
+				})
+			}
+		})
 		nodes[id] = e
-		defer server.Stop()
+		defer l.Close()
 		defer e.g.Close()
 	}
 	body := make([]byte, 128)

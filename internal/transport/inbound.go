@@ -1,166 +1,141 @@
 package transport
 
 import (
+	"bufio"
 	"errors"
 	"io"
+	"net"
 	"time"
 
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/wire"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
-// inbound is the receiving side of a peer's stream. Receiving runs beside the gRPC
-// handler, because only the handler's return ends a stream from this side.
+// inbound is a peer's connection that messages come in on.
 type inbound struct {
-	hello  chan handshake // the peer's
-	accept chan struct{}  // closed when messages may be handed on
-	stop   chan struct{}  // closed when a newer stream of the same peer and class takes over
-	done   chan struct{}  // closed when nothing more is handed on
-	err    error          // why it ended; valid once done
+	conn net.Conn
+	done chan struct{} // closed when nothing more is handed on
 }
 
-// stream serves one incoming stream.
-func (g *GRPC) stream(s grpc.ServerStream) error {
-	in := &inbound{
-		hello:  make(chan handshake, 1),
-		accept: make(chan struct{}),
-		stop:   make(chan struct{}),
-		done:   make(chan struct{}),
+// Serve takes over a connection that a peer dialled, and returns when it has ended. The
+// preface has been read, and everything before it.
+func (t *TCP) Serve(conn net.Conn) {
+	defer conn.Close() // an error here says only that it is closed already
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return
 	}
-	g.mu.Lock()
-	if g.closed {
-		g.mu.Unlock()
-		return refuse(fault.New(fault.Stopped, "the node is shutting down"))
+	t.wg.Add(1)
+	t.conns[conn] = struct{}{}
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		delete(t.conns, conn)
+		t.mu.Unlock()
+		t.wg.Done()
+	}()
+	in := &inbound{conn: conn, done: make(chan struct{})}
+	defer close(in.done)
+	h, err := t.admit(conn)
+	if err != nil {
+		t.opts.Logger.Warn("refused a peer's connection", "address", conn.RemoteAddr(), "node", h.node, "class", h.class, "error", err)
+		return
 	}
-	g.wg.Go(func() {
-		defer close(in.done)
-		in.err = g.receive(s, in)
-	})
-	g.mu.Unlock()
-
-	timeout := time.NewTimer(dialTimeout)
-	defer timeout.Stop()
-	select {
-	case h := <-in.hello:
-		if err := g.admit(s, h); err != nil {
-			return refuse(err)
-		}
-		defer g.enrol(linkKey{h.node, h.class}, in)()
-	case <-timeout.C:
-		return refuse(fault.New(fault.Deadline, "the peer sent no handshake within %v", dialTimeout))
-	case <-in.done:
-		return refuse(in.err)
-	case <-g.ctx.Done():
-	}
-	select {
-	case <-in.done:
-		return refuse(in.err)
-	case <-in.stop:
-		return refuse(fault.New(fault.Cancelled, "a newer stream of the same node took over"))
-	case <-g.ctx.Done():
-		return refuse(fault.New(fault.Stopped, "the node is shutting down"))
+	defer t.enrol(linkKey{h.node, h.class}, in)()
+	if err := t.receive(h, conn); fault.KindOf(err) == fault.Corrupt {
+		t.opts.Logger.Error("broke a peer's connection", "node", h.node, "class", h.class, "error", err)
 	}
 }
 
-// admit checks a handshake and answers it. A peer that is refused gets the answer too,
-// so that it can say on its side what is wrong.
-func (g *GRPC) admit(s grpc.ServerStream, h handshake) error {
-	refusal := h.check(g.opts.Cluster)
-	if refusal != nil {
-		g.opts.Logger.Warn("refused a peer's stream", "node", h.node, "class", h.class, "error", refusal)
+// admit reads a handshake and answers it. A peer that is refused gets the answer too, so
+// that it can say on its side what is wrong.
+func (t *TCP) admit(conn net.Conn) (handshake, error) {
+	_ = conn.SetDeadline(time.Now().Add(dialTimeout)) // what fails here fails below
+	var b [handshakeSize]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return handshake{}, fault.Wrap(fault.Deadline, err, "the peer sent no handshake within %v", dialTimeout)
 	}
-	ours := handshake{protocolVersion, g.opts.Cluster, g.opts.Self, h.class}
-	if err := s.SendMsg(ours.frame()); err != nil {
-		return err
+	h, err := decodeHandshake(b[:])
+	if err != nil {
+		return h, err
 	}
-	return refusal
+	ours := handshake{protocolVersion, t.opts.Cluster, t.opts.Self, h.class}
+	if _, err := conn.Write(ours.append(nil)); err != nil {
+		return h, err
+	}
+	if err := h.check(t.opts.Cluster); err != nil {
+		return h, err
+	}
+	keepAlive(conn)
+	return h, conn.SetDeadline(time.Time{})
 }
 
-// enrol makes in the only stream of its peer and class, so that the order within a class
-// holds across reconnects, and lets it hand on messages. The result undoes it.
-func (g *GRPC) enrol(key linkKey, in *inbound) (leave func()) {
-	g.mu.Lock()
-	old := g.inbound[key]
-	g.inbound[key] = in
-	g.mu.Unlock()
+// enrol makes in the only connection of its peer and class, so that the order within a
+// class holds across reconnects. The result undoes it.
+func (t *TCP) enrol(key linkKey, in *inbound) (leave func()) {
+	t.mu.Lock()
+	old := t.inbound[key]
+	t.inbound[key] = in
+	t.mu.Unlock()
 	if old != nil {
-		close(old.stop)
+		old.conn.Close()
 		<-old.done
 	}
-	close(in.accept)
-	g.Kick(key.node) // who reached us can be reached
+	t.Kick(key.node) // who reached us can be reached
 	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if g.inbound[key] == in {
-			delete(g.inbound, key)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.inbound[key] == in {
+			delete(t.inbound, key)
 		}
 	}
 }
 
-// receive hands on what arrives until the stream ends.
-func (g *GRPC) receive(s grpc.ServerStream, in *inbound) error {
-	var f inFrame
-	if err := s.RecvMsg(&f); err != nil {
-		return err
-	}
-	h, err := decodeHandshake(f.b)
-	if err != nil {
-		return err
-	}
-	in.hello <- h
-	select {
-	case <-in.accept:
-	case <-s.Context().Done():
-		return s.Context().Err()
-	}
+// receive hands on what arrives until the connection ends.
+func (t *TCP) receive(h handshake, conn net.Conn) error {
+	r := bufio.NewReaderSize(conn, readBuffer)
 	for {
-		if err := s.RecvMsg(&f); err != nil {
+		frame, err := readFrame(r)
+		if err != nil {
 			return err
 		}
-		if err := g.handOn(h, in, f.b); err != nil {
+		msgs, err := wire.DecodeMessages(frame)
+		if err != nil {
 			return err
 		}
+		if t.ctx.Err() != nil {
+			return t.ctx.Err()
+		}
+		t.opts.Listener.Received(h.node, h.class, len(msgs), len(frame))
+		t.opts.Handler.Receive(h.node, msgs)
 	}
 }
 
-func (g *GRPC) handOn(h handshake, in *inbound, frame []byte) error {
-	msgs, err := wire.DecodeMessages(frame)
-	if err != nil {
-		g.opts.Logger.Error("broke a peer's stream", "node", h.node, "class", h.class, "error", err)
-		return err
+// readFrame returns the next frame, in a buffer of its own that is no longer than what
+// has arrived of it would justify.
+func readFrame(r *bufio.Reader) ([]byte, error) {
+	var head [frameHead]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
 	}
-	select {
-	case <-in.stop:
-		return nil
-	case <-g.ctx.Done():
-		return nil
-	default:
+	size := frameSize(head)
+	if size > maxFrame {
+		return nil, fault.New(fault.Corrupt, "a frame of %d bytes is announced, %d are allowed", size, maxFrame)
 	}
-	g.opts.Listener.Received(h.node, h.class, len(msgs), len(frame))
-	g.opts.Handler.Receive(h.node, msgs)
-	return nil
+	frame := make([]byte, 0, min(size, growFrame))
+	for len(frame) < size {
+		if len(frame) == cap(frame) {
+			frame = append(make([]byte, 0, min(size, 4*cap(frame))), frame...)
+		}
+		n, err := io.ReadFull(r, frame[len(frame):min(cap(frame), size)])
+		frame = frame[:len(frame)+n]
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	return frame, nil
 }
-
-// refuse turns an error into what ends a gRPC stream.
-func refuse(err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
-		return nil
-	}
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
-	code := codes.Unavailable
-	switch fault.KindOf(err) {
-	case fault.WrongCluster, fault.Invalid:
-		code = codes.FailedPrecondition
-	case fault.Corrupt:
-		code = codes.DataLoss
-	}
-	return status.Error(code, err.Error())
-}
-
-var _ peerServer = (*GRPC)(nil)

@@ -9,11 +9,6 @@ import (
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 )
 
 const (
@@ -23,6 +18,7 @@ const (
 	maxFrame      = 32 << 20  // on receipt
 	coalesce      = 256 << 10 // messages are gathered into frames of about this size
 	dialTimeout   = 5 * time.Second
+	stallTimeout  = 15 * time.Second // what a peer does not take for so long breaks the connection
 	backoffMin    = 50 * time.Millisecond
 	backoffMax    = 2 * time.Second
 	backoffRefuse = 30 * time.Second // after a refusal that time alone does not heal
@@ -35,7 +31,7 @@ type Bounds struct {
 	Count int // messages
 }
 
-// Options configure a GRPC.
+// Options configure a TCP.
 type Options struct {
 	Self    base.NodeID
 	Cluster base.ClusterID
@@ -44,10 +40,9 @@ type Options struct {
 	Resolve func(base.NodeID) (addr string, ok bool)
 	Handler Handler
 	// Queues bounds what waits for each peer, by class; zero fields take defaults.
-	Queues      Queues
-	Logger      *slog.Logger                     // default: discard
-	Listener    Listener                         // may be empty
-	Credentials credentials.TransportCredentials // default: no TLS
+	Queues   Queues
+	Logger   *slog.Logger // default: discard
+	Listener Listener     // may be empty
 	// Dial opens connections; default: TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Rand returns a number in [0, 1) for the jitter of backoff; default: math/rand.
@@ -106,9 +101,6 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Credentials == nil {
-		o.Credentials = insecure.NewCredentials()
-	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
 			var d net.Dialer
@@ -138,49 +130,5 @@ func (l *Listener) fill() {
 	}
 	if l.Received == nil {
 		l.Received = func(base.NodeID, Class, int, int) {}
-	}
-}
-
-// ServerOptions are the options of a grpc.Server that is dedicated to peers. Windows
-// are fixed and large enough for snapshots to fill a link with 20 ms of delay at
-// 200 MB/s; each stream has a connection of its own.
-func ServerOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
-	if creds == nil {
-		creds = insecure.NewCredentials()
-	}
-	return []grpc.ServerOption{
-		grpc.Creds(creds),
-		grpc.MaxConcurrentStreams(16),
-		grpc.ConnectionTimeout(dialTimeout),
-		grpc.MaxRecvMsgSize(maxFrame),
-		grpc.MaxSendMsgSize(maxFrame),
-		grpc.StaticStreamWindowSize(4 << 20),
-		grpc.StaticConnWindowSize(4 << 20),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
-			MinTime: 5 * time.Second, PermitWithoutStream: true,
-		}),
-	}
-}
-
-// DialOptions are the options of a connection to a peer.
-func DialOptions(creds credentials.TransportCredentials) []grpc.DialOption {
-	if creds == nil {
-		creds = insecure.NewCredentials()
-	}
-	return []grpc.DialOption{
-		grpc.WithTransportCredentials(creds),
-		grpc.WithNoProxy(),
-		grpc.WithDisableRetry(),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.DefaultConfig, MinConnectTimeout: dialTimeout,
-		}),
-		grpc.WithDefaultCallOptions(
-			grpc.ForceCodecV2(frameCodec{}),
-			grpc.MaxCallRecvMsgSize(maxFrame),
-			grpc.MaxCallSendMsgSize(maxFrame),
-		),
 	}
 }

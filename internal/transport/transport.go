@@ -1,5 +1,5 @@
 // Package transport carries wire messages between nodes. It has two implementations:
-// long-lived gRPC streams, and an in-memory network with faults for the simulator. It
+// long-lived TCP connections, and an in-memory network with faults for the simulator. It
 // refuses to know what the messages mean.
 package transport
 
@@ -9,7 +9,7 @@ import (
 )
 
 // Class keeps bulky traffic out of the way of urgent traffic: each class to a peer has
-// its own bounded queue and stream, ordered within itself.
+// its own bounded queue and connection, ordered within itself.
 type Class uint8
 
 // Classes.
@@ -38,7 +38,7 @@ type Transport interface {
 	// Send queues messages for a node in order and returns at once. False means that
 	// they were dropped, all of them: the node is unknown, unreachable or this one, a
 	// message is above MaxMessage, or the queue is full. True
-	// promises nothing: a message may be lost, and none arrives twice over gRPC. The
+	// promises nothing: a message may be lost, and none arrives twice over TCP. The
 	// messages and all they point to must not be changed afterwards.
 	Send(to base.NodeID, class Class, msgs ...wire.Message) bool
 }

@@ -1,10 +1,11 @@
 package transport
 
 import (
+	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -16,29 +17,31 @@ import (
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/wire"
 	"go.uber.org/goleak"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/test/bufconn"
 )
 
 const patience = 20 * time.Second // only ever reached by a failing test
 
-// switchboard connects nodes in memory, by address.
+// switchboard connects nodes over loopback, by a name that survives restarts.
 type switchboard struct {
 	mu        sync.Mutex
-	listeners map[string]*bufconn.Listener
+	listeners map[string]net.Listener
 }
 
 func newSwitchboard() *switchboard {
-	return &switchboard{listeners: make(map[string]*bufconn.Listener)}
+	return &switchboard{listeners: make(map[string]net.Listener)}
 }
 
 func address(n base.NodeID) string { return fmt.Sprintf("node-%d", n) }
 
 func (s *switchboard) listen(addr string) net.Listener {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.listeners[addr] = bufconn.Listen(1 << 20)
-	return s.listeners[addr]
+	s.listeners[addr] = l
+	return l
 }
 
 func (s *switchboard) dial(ctx context.Context, addr string) (net.Conn, error) {
@@ -48,7 +51,8 @@ func (s *switchboard) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if l == nil {
 		return nil, fault.New(fault.Unavailable, "connection refused")
 	}
-	return l.DialContext(ctx)
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", l.Addr().String())
 }
 
 // inbox is a Handler that passes on what it gets.
@@ -82,10 +86,10 @@ func await[T any](t testing.TB, c <-chan T) T {
 }
 
 type testNode struct {
-	*GRPC
+	*TCP
 	id           base.NodeID
 	inbox        inbox
-	server       *grpc.Server
+	stop         func() // ends the listening
 	connected    chan Class
 	disconnected chan Class
 	dropped      chan int
@@ -112,24 +116,40 @@ func (s *switchboard) start(t testing.TB, id base.NodeID, change func(*Options))
 		change(&opts)
 	}
 	var err error
-	if n.GRPC, err = NewGRPC(opts); err != nil {
+	if n.TCP, err = NewTCP(opts); err != nil {
 		t.Fatal(err)
 	}
-	n.server = grpc.NewServer(ServerOptions(nil)...)
-	n.Register(n.server)
-	l := s.listen(address(id))
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		if err := n.server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			t.Errorf("node %d: %v", id, err)
-		}
-	})
+	n.stop = n.listen(t, s)
 	t.Cleanup(func() {
 		n.Close()
-		n.server.Stop()
-		serving.Wait()
+		n.stop()
 	})
 	return n
+}
+
+// listen hands incoming connections to the transport until stop is called.
+func (n *testNode) listen(t testing.TB, s *switchboard) (stop func()) {
+	l := s.listen(address(n.id))
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				first := make([]byte, len(Preface))
+				if _, err := io.ReadFull(conn, first); err != nil || string(first) != Preface {
+					t.Errorf("node %d: a connection begins with %q, %v", n.id, first, err)
+				}
+				n.Serve(conn)
+			})
+		}
+	})
+	return sync.OnceFunc(func() {
+		l.Close()
+		serving.Wait()
+	})
 }
 
 func checkLeaks(t *testing.T) {
@@ -230,7 +250,7 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 			t.Errorf("%s logged:\n%s", node, log)
 		}
 	}
-	l := newLink(a.GRPC, linkKey{2, ClassCalls})
+	l := newLink(a.TCP, linkKey{2, ClassCalls})
 	if d := l.backoff(0, fault.New(fault.WrongCluster, "")); d < backoffRefuse/2 {
 		t.Errorf("the dialer waits only %v", d)
 	}
@@ -254,7 +274,7 @@ func TestWrongNodeIsRefused(t *testing.T) {
 
 func TestHandshake(t *testing.T) {
 	h := handshake{protocolVersion, base.ClusterID{1, 2, 3}, 1 << 60, ClassBulk}
-	b := *h.frame().buf
+	b := h.append(nil)
 	if got, err := decodeHandshake(b); err != nil || got != h {
 		t.Fatalf("got %+v, %v", got, err)
 	}
@@ -336,7 +356,7 @@ func TestReconnectAfterRestart(t *testing.T) {
 	await(t, a.connected)
 
 	b.Close()
-	b.server.Stop()
+	b.stop()
 	await(t, a.disconnected)
 	b = s.start(t, 2, nil)
 	await(t, a.connected)
@@ -373,7 +393,7 @@ func TestNewerStreamTakesOver(t *testing.T) {
 	a1 := s.start(t, 1, nil)
 	a1.Send(2, ClassCalls, call(1, ""))
 	b.inbox.next(t)
-	a2, err := NewGRPC(a1.opts) // the same node, on a second connection
+	a2, err := NewTCP(a1.opts) // the same node, on a second connection
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,30 +437,56 @@ func TestForgottenNode(t *testing.T) {
 func TestDamagedFrameBreaksTheStream(t *testing.T) {
 	checkLeaks(t)
 	s := newSwitchboard()
-	a, b := s.start(t, 1, nil), s.start(t, 2, nil)
-	opts := append(DialOptions(nil), grpc.WithContextDialer(s.dial))
-	conn, err := grpc.NewClient("passthrough:///"+address(2), opts...)
+	var log syncBuffer
+	a := s.start(t, 1, nil)
+	b := s.start(t, 2, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	conn, err := s.dial(t.Context(), address(2))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	stream, err := newLink(a.GRPC, linkKey{2, ClassCalls}).open(ctx, conn)
-	if err != nil {
+	if err := newLink(a.TCP, linkKey{2, ClassCalls}).greet(conn); err != nil {
 		t.Fatal(err)
 	}
-	frame := wire.AppendFrame(nil, []wire.Message{call(1, "body")})
+	frame := appendFrame(nil, []wire.Message{call(1, "body")})
 	frame[len(frame)-1]++
-	if err := stream.SendMsg(&outFrame{&frame}); err != nil {
+	if _, err := conn.Write(frame); err != nil {
 		t.Fatal(err)
 	}
-	var f inFrame
-	if err := stream.RecvMsg(&f); err == nil || !strings.Contains(err.Error(), "checksum") {
-		t.Fatalf("the stream ended with %v", err)
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Fatal("the connection goes on")
+	}
+	if !strings.Contains(log.String(), "checksum") {
+		t.Errorf("logged:\n%s", log.String())
 	}
 	if len(b.inbox) != 0 {
 		t.Fatal("a damaged message was handed on")
+	}
+}
+
+// A frame is not allocated because its length is announced, and one beyond the limit ends
+// the connection.
+func TestAnnouncedLengths(t *testing.T) {
+	for _, c := range []struct {
+		head string
+		want fault.Kind
+	}{
+		{"\xff\xff\xff\xff", fault.Corrupt},
+		{"\x02\x00\x00\x01", fault.Corrupt},
+		{"\x02\x00\x00\x00", fault.Internal}, // the limit; it is cut off
+	} {
+		var err error
+		n := testing.AllocsPerRun(1, func() {
+			_, err = readFrame(bufio.NewReader(strings.NewReader(c.head + "rest")))
+		})
+		if fault.KindOf(err) != c.want || n > 20 {
+			t.Errorf("%x: %v", c.head, err)
+		}
+	}
+	long := appendFrame(nil, []wire.Message{call(1, strings.Repeat("x", 5<<20))})
+	frame, err := readFrame(bufio.NewReader(bytes.NewReader(long)))
+	if err != nil || !bytes.Equal(frame, long[frameHead:]) {
+		t.Errorf("a long frame: %d bytes, %v", len(frame), err)
 	}
 }
 
@@ -461,14 +507,14 @@ func TestOptionsAreChecked(t *testing.T) {
 	} {
 		o := good
 		change(&o)
-		if _, err := NewGRPC(o); fault.KindOf(err) != fault.Invalid {
+		if _, err := NewTCP(o); fault.KindOf(err) != fault.Invalid {
 			t.Errorf("change %d: %v", i, err)
 		}
 	}
 }
 
 func TestBackoffGrowsToItsBound(t *testing.T) {
-	l := &link{g: &GRPC{opts: Options{Rand: func() float64 { return 1 }}}}
+	l := &link{t: &TCP{opts: Options{Rand: func() float64 { return 1 }}}}
 	err := fault.New(fault.Unavailable, "")
 	if d := l.backoff(0, err); d != backoffMin {
 		t.Errorf("first wait %v", d)
