@@ -9,6 +9,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/logstore"
+	"github.com/almanacdb/almanac/internal/placement"
 )
 
 // A damaged store ends the node (S6). It notes that in its data directory, and the next
@@ -127,10 +128,15 @@ func (n *Node) repairable(damage error) error {
 	case id == nil:
 		return f
 	}
+	const remedy = "check the disk, and restore %s from a copy; three nodes and more repair one another"
+	if nodes := max(len(id.Bootstrap.Nodes), len(id.Known)); placement.DefaultReplicas(nodes) == 1 {
+		return fault.Wrap(f.Kind, damage, "with %d nodes there is one replica of everything, and nothing to repair this one from", nodes).
+			WithRemedy(remedy, n.dir.Path())
+	}
 	for _, d := range id.Bootstrap.Ranges() {
 		if _, ok := d.ReplicaOn(id.Node); ok && len(d.Replicas) == 1 {
 			return fault.Wrap(f.Kind, damage, "this node holds the only replica of range %d, so there is nothing to repair it from", d.Range).
-				WithRemedy("check the disk, and restore %s from a copy; three nodes and more repair one another", n.dir.Path())
+				WithRemedy(remedy, n.dir.Path())
 		}
 	}
 	return nil

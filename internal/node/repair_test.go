@@ -16,7 +16,9 @@ import (
 
 	"github.com/almanacdb/almanac/client"
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/datadir"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/placement"
 )
 
 // three forms a cluster of three nodes, whose client addresses stay when they restart.
@@ -220,6 +222,61 @@ func TestDamageAtRunTimeIsRepairedByTheNextStart(t *testing.T) {
 	}
 }
 
+// What can be repaired depends on how many nodes there are, and on whether this one was
+// alone once: then its ranges have one replica still.
+func TestRepairable(t *testing.T) {
+	nodes := func(n int) (list []base.NodeDescriptor) {
+		for i := range n {
+			list = append(list, base.NodeDescriptor{Node: base.NodeID(i + 1), Peer: fmt.Sprint("peer", i+1)})
+		}
+		return list
+	}
+	for _, tt := range []struct {
+		founders, known int
+		node            base.NodeID
+		why             string
+	}{
+		{1, 1, 1, "with 1 nodes"},
+		{2, 2, 2, "with 2 nodes"},
+		{3, 0, 1, ""},
+		{3, 3, 3, ""},
+		{5, 5, 5, ""},
+		{1, 3, 1, "only replica of range 1"},
+		{2, 4, 2, ""}, // of topics made since
+	} {
+		d, err := datadir.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		b, err := newBootstrap(nodes(tt.founders))
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := &identity{Node: tt.node, Bootstrap: b, Known: nodes(tt.known)}
+		if err := d.SaveIdentity(placement.Encode(id)); err != nil {
+			t.Fatal(err)
+		}
+		err = (&Node{dir: d}).repairable(fault.New(fault.Corrupt, "file 7 is damaged"))
+		switch {
+		case tt.why == "" && err != nil:
+			t.Errorf("node %d of %d, %d now: %v", tt.node, tt.founders, tt.known, err)
+		case tt.why != "":
+			if f := wantFault(t, err, fault.Corrupt); !strings.Contains(f.Error(), tt.why) || !strings.Contains(f.Error(), "file 7") {
+				t.Errorf("node %d of %d, %d now: %v", tt.node, tt.founders, tt.known, err)
+			}
+		}
+	}
+	d, err := datadir.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := (&Node{dir: d}).repairable(fault.New(fault.Corrupt, "file 7 is damaged")); fault.KindOf(err) != fault.Corrupt {
+		t.Errorf("a node that nobody knows: %v", err)
+	}
+}
+
 // With nobody to repair it from, a damaged node does not start, and touches nothing.
 func TestLoneNodeIsNotRepaired(t *testing.T) {
 	o := testOptions(t.TempDir())
@@ -235,7 +292,7 @@ func TestLoneNodeIsNotRepaired(t *testing.T) {
 		stop(n)
 	}
 	f := wantFault(t, err, fault.Corrupt)
-	if !strings.Contains(f.Error(), "only replica of range 1") || !strings.Contains(f.Error(), "log") || !strings.Contains(f.Remedy, "from a copy") {
+	if !strings.Contains(f.Error(), "with 1 nodes there is one replica") || !strings.Contains(f.Error(), "log") || !strings.Contains(f.Remedy, "from a copy") {
 		t.Errorf("error %v; %s", f, f.Remedy)
 	}
 	if list := aside(t, o.DataDir); len(list) > 0 {
