@@ -24,7 +24,9 @@ import (
 //	                       until they are sent
 //	proposals      M/16    commands from their arrival at the orderer until they  busy
 //	                       are applied, those of other nodes' clients included
+//	subscriptions  M/16    deliveries that wait for slow subscribers              fewer credits
 //	streams        M/32    open streams of clients, 32 KiB each                   busy
+//	snapshots      M/16    snapshots on their way to other nodes, 6 MiB each      tried again later
 //	queues         M/64    messages to one peer, in each of three classes         dropped, sent again
 //	logs           M/512   one range's recent entries, 1 MiB at most; M/64 on     read from the log store
 //	                       their way to one follower
@@ -38,7 +40,9 @@ type memory struct {
 	memtable  int64 // one of them
 	requests  *admission.Pool
 	proposals *admission.Pool
+	pushed    *admission.Pool // to subscribers
 	streams   *admission.Pool
+	snapshots *admission.Pool
 	queue     int64 // one of them
 	recent    int64 // of one range
 	inflight  int64 // of one range, to one follower
@@ -51,8 +55,8 @@ func shareOut(m int64) *memory {
 	return &memory{
 		budget: m, cache: m / 4, memtable: min(m/64, 32<<20),
 		requests: admission.NewPool(m / 8), proposals: admission.NewPool(m / 16),
-		streams: admission.NewPool(m / 32),
-		queue:   m / 64, recent: min(m/512, 1<<20), inflight: max(min(m/64, 16<<20), 1<<20),
+		pushed: admission.NewPool(m / 16), streams: admission.NewPool(m / 32), snapshots: admission.NewPool(m / 16),
+		queue: m / 64, recent: min(m/512, 1<<20), inflight: max(min(m/64, 16<<20), 1<<20),
 	}
 }
 
@@ -82,7 +86,7 @@ func (n *Node) parts() []admin.MemoryPart {
 	for _, p := range []struct {
 		name string
 		pool *admission.Pool
-	}{{"requests", m.requests}, {"proposals", m.proposals}, {"streams", m.streams}} {
+	}{{"requests", m.requests}, {"proposals", m.proposals}, {"subscriptions", m.pushed}, {"streams", m.streams}, {"snapshots", m.snapshots}} {
 		list = append(list, admin.MemoryPart{Name: p.name, Budget: p.pool.Limit(), Used: p.pool.Used(), Counted: true})
 	}
 	return list

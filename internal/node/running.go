@@ -70,7 +70,7 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	r.placement = placement.New(placement.Options{Store: r.store, Logger: n.opts.Logger, Bootstrap: &id.Bootstrap})
-	r.router = router.New(router.Options{Gates: n.gates(), Store: r.store, Logger: n.opts.Logger, System: func() base.RangeDescriptor { return r.system }})
+	r.router = router.New(router.Options{Gates: n.gates(), Deliveries: n.memory.pushed, Store: r.store, Logger: n.opts.Logger, System: func() base.RangeDescriptor { return r.system }})
 	r.makeServers(id)
 
 	n.mu.Lock()
@@ -140,6 +140,7 @@ func (r *running) tryStore(id *identity) (err error) {
 		Logger:      o.Logger,
 		Limits:      r.node.memory.limits(),
 		Proposals:   r.node.memory.proposals,
+		Snapshots:   r.node.memory.snapshots,
 		Reads:       &admission.Intake{Bytes: r.node.memory.requests},
 		SystemNodes: func() []base.NodeID { return systemNodes(&r.system) },
 		Calls: func(from base.NodeID, c *wire.Call, done store.Done) bool {

@@ -18,6 +18,7 @@ import (
 func Build(dir string) (string, error) {
 	binary := filepath.Join(dir, "almanac")
 	build := exec.Command("go", "build", "-o", binary, "github.com/almanacdb/almanac/cmd/almanac")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as README says: all memory is under Go's limit
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		return "", fmt.Errorf("building the program: %w", err)

@@ -29,6 +29,9 @@ type Options struct {
 	Timeout time.Duration
 	// Attempt bounds one try of a request that is safe to try again. Default 1 s.
 	Attempt time.Duration
+	// Deliveries is the share of memory for what waits for slow subscribers; nil:
+	// unbounded.
+	Deliveries *admission.Pool
 	// Gates let what clients read and write into the ranges; nil: all at once.
 	Gates *admission.Gates
 }

@@ -29,6 +29,8 @@ type Subscription struct {
 	credit  int           // deliveries that the client has asked for and not got
 	owed    []*subLane    // whose delivery the client's next credits make up for, in order
 	queue   []queued      // handed out to us, not yet to the client
+	taken   int           // bytes that Next returned last, held until it is called again
+	average int           // bytes of a delivery, about, as of late
 	err     error         // the subscription is over
 	changed chan struct{} // capacity 1: something to look at
 }
@@ -37,6 +39,7 @@ type queued struct {
 	lane     *subLane
 	session  uint64
 	delivery wire.Delivery
+	bytes    int // held for it
 	at       clock.Mono
 }
 
@@ -45,6 +48,8 @@ const (
 	// prefetchHold is how long an event may be held here for a client without credit;
 	// then it goes back to its group.
 	prefetchHold = time.Second
+	// firstAverage is what a delivery is taken to weigh before one came.
+	firstAverage = 4 << 10
 )
 
 // Subscribe joins a group of a topic, which is made if it is new.
@@ -62,7 +67,7 @@ func (r *Router) Subscribe(ctx context.Context, topic, group string, start timel
 		return nil, r.topicGone(ctx, &t, err)
 	}
 	run, cancel := context.WithCancel(context.Background())
-	s := &Subscription{router: r, topic: t, group: g, cancel: cancel, changed: make(chan struct{}, 1)}
+	s := &Subscription{router: r, topic: t, group: g, cancel: cancel, average: firstAverage, changed: make(chan struct{}, 1)}
 	for _, tr := range ranges {
 		s.lanes = append(s.lanes, &subLane{sub: s, partitions: tr.partitions, wake: make(chan struct{}, 1)})
 	}
@@ -127,6 +132,7 @@ func (s *Subscription) Next(ctx context.Context) ([]wire.Delivery, error) {
 func (s *Subscription) take() ([]wire.Delivery, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.release()
 	n := min(s.credit, len(s.queue))
 	if n == 0 {
 		return nil, s.err
@@ -135,12 +141,22 @@ func (s *Subscription) take() ([]wire.Delivery, error) {
 	for i := range out {
 		out[i] = s.queue[i].delivery
 		s.owed = append(s.owed, s.queue[i].lane)
-		s.queue[i].lane.held--
+		s.taken += s.queue[i].bytes
+		if l := s.queue[i].lane; l.forget(&s.queue[i]) && l.allowed() > l.told {
+			l.poke()
+		}
 	}
 	clear(s.queue[:n])
 	s.queue = s.queue[n:]
 	s.credit -= n
 	return out, nil
+}
+
+// release gives back what was held for the deliveries that the client has got. Called
+// with mu held.
+func (s *Subscription) release() {
+	s.router.opts.Deliveries.Put(s.taken)
+	s.taken = 0
 }
 
 // giveBack makes lanes return what was held too long for a client without credit.
@@ -170,6 +186,9 @@ func (s *Subscription) Close() {
 	s.fail(fault.New(fault.Cancelled, "the subscription was closed"))
 	s.cancel()
 	s.done.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.release()
 }
 
 // subLane keeps a session at the orderer of one range. Its goroutine opens, refreshes
@@ -186,6 +205,7 @@ type subLane struct {
 	granted  uint64 // to the session, since it opened
 	received uint64 // from the session, since it opened
 	told     uint64 // of granted, what the orderer was told
+	waiting  uint64 // of received, what is in sub.queue
 	reset    bool   // close the session: it ended, or something was lost
 }
 
@@ -203,6 +223,41 @@ func (l *subLane) grant(n int) {
 		l.granted += uint64(n)
 		l.poke()
 	}
+}
+
+// forget takes a delivery that leaves the queue off what the lane holds; true if it
+// came by the present session. Called with sub.mu held.
+func (l *subLane) forget(q *queued) bool {
+	l.held--
+	if q.session != l.id {
+		return false
+	}
+	l.waiting--
+	return true
+}
+
+// allowed returns how much of granted the orderer may be told: as many deliveries may
+// wait for a slow client as fit in a lane's part of the share, by what they weighed of
+// late, and one always. Called with sub.mu held.
+func (l *subLane) allowed() uint64 {
+	share := l.sub.router.opts.Deliveries
+	if share == nil {
+		return l.granted
+	}
+	lane := min(max(share.Limit()/32, 64<<10), 4<<20)
+	return min(l.granted, l.received-l.waiting+uint64(max(1, lane/int64(l.sub.average))))
+}
+
+// weigh returns what each delivery takes, and their sum, and learns from them. Called
+// with sub.mu held.
+func (s *Subscription) weigh(deliveries []wire.Delivery) (each []int, sum int) {
+	each = make([]int, len(deliveries))
+	for i := range deliveries {
+		each[i] = 256 + len(deliveries[i].Event.Payload)
+		sum += each[i]
+	}
+	s.average = max(sum/len(each), (7*s.average+sum/len(each))/8)
+	return each, sum
 }
 
 // laneSink is a session's sink; it outlives the session by a little.
@@ -224,12 +279,22 @@ func (k *laneSink) Deliver(first uint64, deliveries []wire.Delivery) {
 		l.poke()
 		return
 	}
+	if len(deliveries) == 0 {
+		return
+	}
+	each, sum := s.weigh(deliveries)
+	if !s.router.opts.Deliveries.Take(sum) {
+		l.reset = true // no room: they go back to the group
+		l.poke()
+		return
+	}
 	now := s.router.store.Clock().Mono()
 	l.received += uint64(len(deliveries))
+	l.waiting += uint64(len(deliveries))
 	l.open -= len(deliveries)
 	l.held += len(deliveries)
-	for _, d := range deliveries {
-		s.queue = append(s.queue, queued{lane: l, session: k.id, delivery: d, at: now})
+	for i, d := range deliveries {
+		s.queue = append(s.queue, queued{lane: l, session: k.id, delivery: d, bytes: each[i], at: now})
 	}
 	s.poke()
 }
@@ -314,6 +379,7 @@ func (l *subLane) begin(sink *laneSink, id uint64) {
 	defer l.sub.mu.Unlock()
 	sink.id = id
 	l.id, l.granted, l.received, l.told, l.reset = id, uint64(max(l.open, 0)), 0, 0, false
+	l.waiting = 0
 }
 
 // end forgets what the session handed out and the client has not got: it returns to
@@ -322,24 +388,25 @@ func (l *subLane) end(id uint64) {
 	s := l.sub
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.id = 0
 	keep := s.queue[:0]
 	for _, q := range s.queue {
 		if q.lane == l && q.session == id {
 			l.open++
-			l.held--
+			l.forget(&q)
+			s.router.opts.Deliveries.Put(q.bytes)
 			continue
 		}
 		keep = append(keep, q)
 	}
 	clear(s.queue[len(keep):])
 	s.queue = keep
+	l.id = 0
 }
 
 func (l *subLane) look() (reset, tell bool) {
 	l.sub.mu.Lock()
 	defer l.sub.mu.Unlock()
-	return l.reset, l.granted > l.told
+	return l.reset, l.allowed() > l.told
 }
 
 // tell opens or refreshes the session, with the credit granted so far.
@@ -347,9 +414,9 @@ func (l *subLane) tell(ctx context.Context, rt *route, to base.NodeID, id uint64
 	r := l.sub.router
 	l.sub.mu.Lock()
 	m := wire.SessionOpen{
-		Session: id, Topic: l.sub.topic.ID, Partitions: l.partitions, Group: l.sub.group.ID, Granted: l.granted,
+		Session: id, Topic: l.sub.topic.ID, Partitions: l.partitions, Group: l.sub.group.ID, Granted: l.allowed(),
 	}
-	l.told = l.granted
+	l.told = m.Granted
 	l.sub.mu.Unlock()
 	ch := make(chan error, 1)
 	r.store.Call(to, wire.MethodSessionOpen, rt.desc.Range, m.Append(nil), r.opts.Attempt, func(_ []byte, err error) { ch <- err })

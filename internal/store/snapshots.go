@@ -20,8 +20,13 @@ const snapshotFileTimeout = 30 * time.Second
 // SendSnapshot implements replica.Env: files go one at a time, each answered, then the
 // message that announces them.
 func (s *Store) SendSnapshot(d *base.RangeDescriptor, m effect.Message) {
+	if !s.opts.Snapshots.Take(sendingBytes) {
+		s.snapshotSent(m, fault.New(fault.Busy, "other snapshots are under way")) // it is tried again
+		return
+	}
 	reader, err := s.state.ReadSnapshot(d.Range)
 	if err != nil {
+		s.opts.Snapshots.Put(sendingBytes)
 		s.snapshotSent(m, err)
 		return
 	}
@@ -32,6 +37,9 @@ func (s *Store) SendSnapshot(d *base.RangeDescriptor, m effect.Message) {
 	t := &sending{store: s, to: d.NodeOf(m.To), message: m, reader: reader, id: id}
 	s.opts.Background(t.next)
 }
+
+// sendingBytes is about what a snapshot on its way takes: a file, and its message.
+const sendingBytes = 3 * statestore.FileBytes
 
 // sending is a snapshot on its way to another node.
 type sending struct {
@@ -55,11 +63,12 @@ func (t *sending) next() {
 	if f.Last {
 		body.State = t.reader.State()
 	}
+	last := f.Last // the file itself is not kept until the answer
 	t.store.callBulk(t.to, wire.MethodSnapshotFile, t.message.Range, body.Append(nil), snapshotFileTimeout, func(_ []byte, err error) {
 		switch {
 		case err != nil:
 			t.store.opts.Background(func() { t.finish(err) })
-		case f.Last:
+		case last:
 			t.store.opts.Background(func() { t.finish(nil) })
 		default:
 			t.store.opts.Background(t.next)
@@ -68,6 +77,7 @@ func (t *sending) next() {
 }
 
 func (t *sending) finish(err error) {
+	defer t.store.opts.Snapshots.Put(sendingBytes)
 	if cerr := t.reader.Close(); err == nil {
 		err = cerr
 	}
@@ -81,7 +91,9 @@ func (t *sending) finish(err error) {
 }
 
 func (s *Store) snapshotSent(m effect.Message, err error) {
-	if err != nil {
+	if fault.KindOf(err) == fault.Busy {
+		s.opts.Logger.Debug("a snapshot waits", "range", m.Range, "to", m.To, "err", err)
+	} else if err != nil {
 		s.opts.Logger.Warn("a snapshot was not sent", "range", m.Range, "to", m.To, "err", err)
 	} else {
 		s.opts.Logger.Info("sent a snapshot", "range", m.Range, "to", m.To, "index", m.Snapshot.Mark.Index)

@@ -45,6 +45,8 @@ type Options struct {
 	// answer; Reads takes in what is read for other nodes. Nil: unbounded.
 	Proposals *admission.Pool
 	Reads     *admission.Intake
+	// Snapshots is the share that snapshots on their way to other nodes take from.
+	Snapshots *admission.Pool
 	Limits    Limits
 	Logger    *slog.Logger
 	// SystemNodes returns where the system range's replicas were last known to be.
