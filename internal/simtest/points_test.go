@@ -42,7 +42,9 @@ func parseDeath(s string) (d death, err error) {
 
 // dieAt runs the small workload: three nodes; one is left behind until it needs a
 // snapshot, a leader hands over, keys are written and read, events fall due and are acked.
-// It returns how many points the node passed, or the second life's until it was back.
+// When the dead node comes back, another is cut off for a while, so that what the dead one
+// kept decides. It returns how many points the node passed, or the second life's until it
+// was back.
 func dieAt(t *testing.T, d death, trace func(string)) (res Result, points int) {
 	t.Helper()
 	t.Run(d.String(), func(t *testing.T) {
@@ -77,7 +79,14 @@ func (w *World) smallWorkload(d death) (points int) {
 				if lives == 1 && d.again != 0 {
 					n.armed, n.survive = d.again, survive
 				}
-				lives++
+				if lives++; lives == 2 {
+					other := w.node(d.node%2 + 1)
+					if o := w.orderer(base.DefaultRange); o != nil && o != n {
+						other = o
+					}
+					w.partition([]base.NodeID{other.id})
+					w.after(1200*time.Millisecond, func() { w.partition(nil) })
+				}
 				before := n.points
 				n.start()
 				recovered = n.points - before
@@ -99,7 +108,7 @@ func (w *World) smallWorkload(d death) (points int) {
 			}
 		}
 	})
-	w.runFor(3200 * time.Millisecond)
+	w.runFor(3600 * time.Millisecond)
 	if d.point == 0 {
 		return n.points
 	}
