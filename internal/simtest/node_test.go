@@ -47,7 +47,7 @@ type node struct {
 	armed   int           // the process dies at the armed-th point from now; 0: not armed
 	armedAt string        // only points count whose name begins so
 	survive func(int) int // what of the log's unsynced commits a death leaves; see engine.Mem
-	points  int           // passed since the run began
+	passed  *[]string     // takes the names of the points it passes, if set
 	failAt  string        // the disk step that fails next, once; "any" for any; "": none
 	failed  bool          // a disk of this life failed in a step after which the node must stop
 	dying   bool          // the store said that it can't go on
@@ -103,7 +103,9 @@ func (n *node) point(where string) {
 	if !n.inside {
 		return
 	}
-	n.points++
+	if n.passed != nil {
+		*n.passed = append(*n.passed, where)
+	}
 	if n.armed == 0 || !strings.HasPrefix(where, n.armedAt) {
 		return
 	}

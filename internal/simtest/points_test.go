@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	mostPoints = flag.Int("points", 150, "how many deaths TestEveryPoint tries, spread evenly; 0: at every point")
+	mostPoints = flag.Int("points", 60, "about how many deaths TestEveryPoint tries; 0: at every point")
 	onePoint   = flag.String("point", "", "the one that TestEveryPoint tries, as its report names it")
 )
 
@@ -43,32 +43,34 @@ func parseDeath(s string) (d death, err error) {
 // dieAt runs the small workload: three nodes; one is left behind until it needs a
 // snapshot, a leader hands over, keys are written and read, events fall due and are acked.
 // When the dead node comes back, another is cut off for a while, so that what the dead one
-// kept decides. It returns how many points the node passed, or the second life's until it
-// was back.
-func dieAt(t *testing.T, d death, trace func(string)) (res Result, points int) {
+// kept decides. It returns the points that the node passed: if it dies, those of its way
+// back.
+func dieAt(t *testing.T, d death, trace func(string)) (res Result, passed []string) {
 	t.Helper()
 	t.Run(d.String(), func(t *testing.T) {
 		const seed = 3
 		cryptotest.SetGlobalRandom(t, seed)
 		res = run(Config{Seed: seed, Nodes: 3, Small: true, Trace: trace}, func(w *World) {
 			w.manual = true
-			points = w.smallWorkload(d)
+			passed = w.smallWorkload(d)
 		})
 	})
-	return res, points
+	return res, passed
 }
 
-func (w *World) smallWorkload(d death) (points int) {
+func (w *World) smallWorkload(d death) (passed []string) {
 	n := w.node(d.node)
 	survive := none
 	if d.kill {
 		survive = all
 	}
 	n.armed, n.survive = d.point, survive
-	n.points = 0
+	if d.point == 0 {
+		n.passed = &passed
+	}
 	// Dead nodes come back after a while, and at once if they die on the way.
 	var back func()
-	lives, recovered := 1, 0
+	lives := 1
 	back = func() {
 		if !n.up {
 			delay := 300 * time.Millisecond
@@ -87,9 +89,9 @@ func (w *World) smallWorkload(d death) (points int) {
 					w.partition([]base.NodeID{other.id})
 					w.after(1200*time.Millisecond, func() { w.partition(nil) })
 				}
-				before := n.points
+				passed, n.passed = nil, &passed
 				n.start()
-				recovered = n.points - before
+				n.passed = nil
 			})
 			w.after(delay+time.Millisecond, back)
 			return
@@ -109,10 +111,7 @@ func (w *World) smallWorkload(d death) (points int) {
 		}
 	})
 	w.runFor(3600 * time.Millisecond)
-	if d.point == 0 {
-		return n.points
-	}
-	return recovered
+	return passed
 }
 
 // A node dies at each of its points in turn, by power loss and by a kill, and comes back:
@@ -127,39 +126,46 @@ func TestEveryPoint(t *testing.T) {
 		pointReport(t, d, res)
 		return
 	}
-	var deaths []death
+	var saving, others []death // at points of a save, and at all others
 	for node := base.NodeID(1); node <= 3; node++ {
 		d := death{node: node}
-		res, points := dieAt(t, d, nil)
+		res, passed := dieAt(t, d, nil)
 		pointReport(t, d, res)
 		if res.Counts.Installs == 0 || res.Counts.Acked == 0 || res.Counts.Truncations == 0 || res.Counts.Writes < 10 {
 			t.Fatalf("the workload does too little: %+v", res.Counts)
 		}
-		t.Logf("node %d: %d points", node, points)
-		for p := 1; p <= points; p++ {
-			deaths = append(deaths, death{node: node, point: p}, death{node: node, point: p, kill: true})
+		t.Logf("node %d: %d points", node, len(passed))
+		for i, name := range passed {
+			list := &others
+			if strings.HasPrefix(name, "log ") || strings.HasPrefix(name, "state ") || strings.HasPrefix(name, "send ack") {
+				list = &saving
+			}
+			*list = append(*list, death{node: node, point: i + 1}, death{node: node, point: i + 1, kill: true})
 		}
 	}
-	step := 1
-	if *mostPoints > 0 {
-		step = max(1, len(deaths) / *mostPoints) | 1 // odd, so that both kinds of death have their turn
-	}
+	t.Logf("%d deaths in saves, %d others", len(saving), len(others))
 	tried := 0
-	for i := 0; i < len(deaths) && !t.Failed(); i += step {
-		d := deaths[i]
-		res, recovery := dieAt(t, d, nil)
-		pointReport(t, d, res)
-		tried++
-		if i%(50*step) != 0 {
-			continue
+	for _, list := range [][]death{saving, others} {
+		step := 1
+		if *mostPoints > 0 {
+			step = max(1, 2*len(list) / *mostPoints) | 1 // odd, so that both kinds of death have their turn
 		}
-		for d.again = 1; d.again <= recovery && !t.Failed(); d.again++ {
-			res, _ := dieAt(t, d, nil)
+		for i := 0; i < len(list) && !t.Failed(); i += step {
+			d := list[i]
+			res, wayBack := dieAt(t, d, nil)
 			pointReport(t, d, res)
 			tried++
+			if i%(50*step) != 25*step {
+				continue
+			}
+			for d.again = 1; d.again <= len(wayBack) && !t.Failed(); d.again++ {
+				res, _ := dieAt(t, d, nil)
+				pointReport(t, d, res)
+				tried++
+			}
 		}
 	}
-	t.Logf("%d deaths tried, of %d and those on the way back", tried, len(deaths))
+	t.Logf("%d deaths tried", tried)
 }
 
 func pointReport(t *testing.T, d death, res Result) {
