@@ -26,7 +26,7 @@ const (
 	window        = 2 * time.Second  // healed, between two faults
 	recovery      = 30 * time.Second // the most from the end of a fault to a cluster that is well
 	minPerSecond  = 10               // operations on keys: over the run, and in each healed window
-	minDeliveries = 5               // each second of a healed window
+	minDeliveries = 5                // each second of a healed window
 	mostUnknown   = 0.05             // of all operations on keys
 )
 
