@@ -15,6 +15,7 @@ type nemesis struct {
 	pace    time.Duration
 	faults  []func(*node)
 	stepped bool // a wall clock is stepped, or was a moment ago
+	moving  bool // the oracle is on its way round; see lateOracle
 }
 
 // start chooses what this run suffers from: not everything, and not as often in each, for

@@ -74,7 +74,7 @@ func (m *nemesis) slow(from, to base.NodeID, replication bool) {
 	delay := w.between(50*time.Millisecond, 400*time.Millisecond)
 	w.tracef("nemesis: %d → %d takes %v", from, to, delay)
 	f := w.calls.Faults(from, to)
-	f.Delay = delay
+	f.Delay, f.Jitter = delay, w.between(time.Millisecond, 100*time.Millisecond)
 	w.calls.SetFaults(from, to, f)
 	if replication {
 		w.repl.SetFaults(from, to, f)
@@ -150,7 +150,7 @@ func (m *nemesis) slowStamps(*node) {
 	m.slow(n.id, slow.id, false)
 	heal := func() { m.healLater(500*time.Millisecond, 2*time.Second) }
 	if to := w.other(d, n); to.Node != slow.id {
-		m.later(0, 300*time.Millisecond, func() { m.handOver(d, n, to, heal) })
+		m.later(50*time.Millisecond, 300*time.Millisecond, func() { m.handOver(d, n, to, heal) })
 		return
 	}
 	heal()
@@ -166,6 +166,10 @@ func (m *nemesis) lateOracle(*node) {
 	if n == nil || len(d.Replicas) < 3 {
 		return
 	}
+	if m.moving {
+		return
+	}
+	m.moving = true
 	late := w.other(d, n)
 	w.tracef("nemesis: the oracle moves to node %d, which hears late of clocks", late.Node)
 	f := w.calls.Faults(n.id, late.Node)
@@ -173,13 +177,14 @@ func (m *nemesis) lateOracle(*node) {
 	for _, r := range d.Replicas {
 		w.calls.SetFaults(r.Node, late.Node, f)
 	}
-	m.handOver(d, n, late, func() {
-		m.healLater(1200*time.Millisecond, 2*time.Second)
-		m.later(2*time.Second, 3*time.Second, func() {
-			if second := w.orderer(d.Range); second != nil && second.id == late.Node {
-				m.handOver(d, second, w.other(d, second), func() { m.cutOff(d, second) })
-			}
-		})
+	m.handOver(d, n, late, func() { m.healLater(600*time.Millisecond, 900*time.Millisecond) })
+	m.later(1800*time.Millisecond, 2500*time.Millisecond, func() {
+		m.moving = false
+		if second := w.orderer(d.Range); second != nil && second.id == late.Node {
+			m.handOver(d, second, w.other(d, second), func() {
+				m.later(300*time.Microsecond, 1500*time.Microsecond, func() { m.cutOff(d, second) })
+			})
+		}
 	})
 }
 
