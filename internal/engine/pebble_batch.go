@@ -205,7 +205,7 @@ func (p *Pebble) commit(b *pebble.Batch, sync bool) error {
 		return err
 	}
 	wo := pebble.NoSync
-	if sync {
+	if sync && syncs {
 		wo = pebble.Sync
 	} else {
 		p.unsynced.Store(true)

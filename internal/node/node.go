@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/almanacdb/almanac/internal/admin"
@@ -259,6 +260,11 @@ func (n *Node) listener(store string) engine.Listener {
 	l.DiskFull = func() {
 		count.DiskFull()
 		log.Error("the disk is full", "store", store)
+	}
+	told := &rate.Sometimes{Interval: time.Second} // what fails is tried again at once
+	l.BackgroundError = func(err error) {
+		count.BackgroundError(err)
+		told.Do(func() { log.Error("a flush or compaction failed; it is tried again", "store", store, "err", err) })
 	}
 	l.Corruption = func(err error) {
 		count.Corruption(err)

@@ -14,10 +14,12 @@ import (
 	"time"
 )
 
-// Build builds the program under test into dir and returns its path.
-func Build(dir string) (string, error) {
+// Build builds the program under test into dir, with flags of go build, and returns its
+// path.
+func Build(dir string, flags ...string) (string, error) {
 	binary := filepath.Join(dir, "almanac")
-	build := exec.Command("go", "build", "-o", binary, "github.com/almanacdb/almanac/cmd/almanac")
+	args := append([]string{"build", "-o", binary}, flags...)
+	build := exec.Command("go", append(args, "github.com/almanacdb/almanac/cmd/almanac")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as README says: all memory is under Go's limit
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {

@@ -44,7 +44,7 @@ var floors = map[string]int{
 
 	"internal/simtest": tests, "internal/lincheck": tests, "internal/rules": tests, "internal/e2e": tests,
 	"internal/deps": tests, "internal/badinput": tests, "internal/proctest": tests, "internal/chaos": tests,
-	"internal/fuzztest": tests,
+	"internal/fuzztest": tests, "internal/powercut": tests,
 }
 
 // sameFloor lists the edges within a floor.

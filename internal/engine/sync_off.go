@@ -1,0 +1,5 @@
+//go:build nosync
+
+package engine
+
+const syncs = false
