@@ -41,7 +41,6 @@ type chaos struct {
 	alone  []proctest.Store // of each node, clients that know no other
 
 	fired map[string]int // strokes with proof, by kind
-	wrong []string
 }
 
 // newChaos forms a cluster on a network of its own.
