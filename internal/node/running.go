@@ -97,7 +97,8 @@ func (n *Node) serve(ctx context.Context) error {
 	return nil
 }
 
-// transportListener counts traffic, and tells the store when a peer's calls are lost.
+// transportListener counts traffic, and tells the store when a peer's calls are lost and
+// when its process is gone.
 func (r *running) transportListener() transport.Listener {
 	l := r.node.admin.TransportListener()
 	count := l.Disconnected
@@ -105,6 +106,14 @@ func (r *running) transportListener() transport.Listener {
 		count(to, class, err)
 		if class == transport.ClassCalls {
 			r.store.PeerLost(to)
+		}
+	}
+	l.Unreachable = func(to base.NodeID, class transport.Class, refused bool) {
+		if class == transport.ClassCalls {
+			r.store.PeerUnreachable(to)
+		}
+		if refused {
+			r.store.PeerGone(to)
 		}
 	}
 	return l

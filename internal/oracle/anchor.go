@@ -96,6 +96,7 @@ type round struct {
 
 type sample struct {
 	told   bool
+	failed bool // it will not answer this round
 	wallMS int64
 	at     clock.Mono
 	ahead  time.Duration // of the median, when a round last closed with it
@@ -126,6 +127,14 @@ func (r *round) add(node base.NodeID, wallMS int64, now clock.Mono) {
 	s.wallMS = max(0, min(wallMS, base.MaxTimestamp.Millis()))
 }
 
+// fail notes that a voter will not answer what it was asked at that time; what an earlier
+// round asked says nothing about this one.
+func (r *round) fail(node base.NodeID, asked clock.Mono) {
+	if i, ok := slices.BinarySearch(r.voters, node); ok && r.open && asked >= r.since {
+		r.clocks[i].failed = true
+	}
+}
+
 func (r *round) answers() int {
 	n := 0
 	for i := range r.clocks {
@@ -139,11 +148,23 @@ func (r *round) answers() int {
 func (r *round) begin(now clock.Mono, every time.Duration) {
 	r.open, r.since, r.next = true, now, now.Add(every)
 	for i := range r.clocks {
-		r.clocks[i].told = false
+		r.clocks[i].told, r.clocks[i].failed = false, false
 	}
 }
 
-func (r *round) complete() bool { return r.answers() == len(r.voters) }
+// complete says that there is nothing to wait for: every voter answered or will not, and
+// those that did are a majority. Without one the round stays open, so that voters that
+// cannot be reached are not asked again and again at once.
+func (r *round) complete() bool {
+	for i := range r.clocks {
+		if s := &r.clocks[i]; !s.told && !s.failed {
+			return false
+		}
+	}
+	return r.majority(r.answers())
+}
+
+func (r *round) majority(n int) bool { return n >= len(r.voters)/2+1 }
 
 func (r *round) wakeAt(window time.Duration) clock.Mono {
 	switch {
@@ -171,7 +192,7 @@ func (r *round) median(now clock.Mono) (us int64, ok bool) {
 			told = append(told, s.estimate(now))
 		}
 	}
-	if len(told) < len(r.voters)/2+1 {
+	if !r.majority(len(told)) {
 		return 0, false
 	}
 	slices.Sort(told)
@@ -195,8 +216,7 @@ func (o *Oracle) openRound() bool {
 	return true
 }
 
-// finishRound closes the open round once all voters have answered or its window is
-// over, and anchors or steers oracle time by it. It returns whom to hand leadership.
+// finishRound closes the open round once it is complete or its window is over, and anchors or steers oracle time by it. It returns whom to hand leadership.
 func (o *Oracle) finishRound() (transfer base.NodeID) {
 	r := &o.round
 	if !r.open || !r.complete() && o.now < r.since.Add(o.opt.Election) {

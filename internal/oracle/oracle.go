@@ -82,7 +82,8 @@ func (o Options) Validate() error {
 // Effects is what the oracle wants done.
 type Effects struct {
 	// Sample asks for the wall clocks of all voters, this node included. Report each
-	// with Sampled; drop a reply that took longer than one election timeout.
+	// with Sampled, or with Failed if no answer will come; drop a reply that took longer
+	// than one election timeout.
 	Sample bool
 	// Bound, if not 0, asks to propose SetBound. A lost proposal is asked for again.
 	Bound base.Timestamp
@@ -172,6 +173,15 @@ func (o *Oracle) Sampled(node base.NodeID, wallMS int64, now clock.Mono) {
 	o.observe(now)
 	if o.term != 0 {
 		o.round.add(node, wallMS, o.now)
+	}
+}
+
+// Failed reports that a voter will not answer what it was asked at that time, because the
+// call to it failed. It may answer the next round.
+func (o *Oracle) Failed(node base.NodeID, asked, now clock.Mono) {
+	o.observe(now)
+	if o.term != 0 {
+		o.round.fail(node, asked)
 	}
 }
 

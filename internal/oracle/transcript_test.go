@@ -50,6 +50,9 @@ func TestTranscripts(t *testing.T) {
 					}
 					o.Sampled(base.NodeID(node), wall, now)
 				}
+			case "failed":
+				asked := clock.Mono(num(t, d, "asked") * int64(time.Millisecond))
+				o.Failed(base.NodeID(num(t, d, "node")), asked, now)
 			case "bound-applied":
 				o.BoundApplied(base.TimestampAt(num(t, d, "bound")), now)
 			case "issue":

@@ -37,7 +37,8 @@ type Machine struct {
 	lease, promise   time.Duration
 	promisedUntil    clock.Mono // set by handling a round
 	withheldUntil    clock.Mono // set at a restart
-	lastMin, lastMax uint64     // the log's end lies between, until the next Ready shows it
+	succession       succession
+	lastMin, lastMax uint64 // the log's end lies between, until the next Ready shows it
 
 	proposed      []base.Entry // since upstream was last called
 	proposedBytes int
@@ -139,6 +140,7 @@ func (m *Machine) Tick(now clock.Mono) {
 	m.flush()
 	m.node.Tick()
 	m.observe()
+	m.succeed()
 }
 
 // Campaign makes the replica stand for election now, unless a lease may be in the way.

@@ -24,6 +24,10 @@ func (m *Machine) Step(now clock.Mono, msg effect.Message) error {
 		return nil
 	}
 	m.flush()
+	if asksForVote(&msg) {
+		m.forgetLeader()
+		m.yield(msg.From)
+	}
 	in := m.incoming(&msg)
 	if err := m.node.Step(&in.message); err != nil {
 		return m.refuse(fault.Invalid, &msg, err.Error())
@@ -49,6 +53,11 @@ func (m *Machine) mustIgnore(msg *effect.Message) bool {
 	return false
 }
 
+func asksForVote(msg *effect.Message) bool {
+	kind := pb.MessageType(msg.Type)
+	return kind == pb.MsgPreVote || kind == pb.MsgVote
+}
+
 // afterStep counts rounds: those handled here for a leader, those echoed to this one.
 func (m *Machine) afterStep(msg *effect.Message) {
 	if msg.Term != m.status.Term {
@@ -59,6 +68,7 @@ func (m *Machine) afterStep(msg *effect.Message) {
 		if m.status.Leader == msg.From && msg.Round > 0 {
 			m.rounds.handled = max(m.rounds.handled, clock.Mono(msg.Round))
 			m.promisedUntil = m.now.Add(m.promise)
+			m.succession = succession{} // it lives, or another one leads
 		}
 	case pb.MsgAppResp, pb.MsgHeartbeatResp:
 		// A refused append was handled too.

@@ -45,6 +45,7 @@ type fakeMachine struct {
 	early     []effect.Message
 	reports   []SnapshotSent
 	transfers []base.ReplicaID
+	gone      []base.ReplicaID
 	campaigns int
 }
 
@@ -111,11 +112,12 @@ func (m *fakeMachine) Applied(entries []base.Entry) {
 	m.st.Applied = entries[len(entries)-1].Index
 }
 
-func (m *fakeMachine) Campaign()                  { m.campaigns++ }
-func (m *fakeMachine) Transfer(to base.ReplicaID) { m.transfers = append(m.transfers, to) }
-func (m *fakeMachine) Status() effect.Status      { return m.st }
-func (m *fakeMachine) HasLease(clock.Mono) bool   { return m.st.Orderer && m.lease }
-func (m *fakeMachine) StartRound(now clock.Mono)  { m.asked = now }
+func (m *fakeMachine) Campaign()                    { m.campaigns++ }
+func (m *fakeMachine) LeaderGone(id base.ReplicaID) { m.gone = append(m.gone, id) }
+func (m *fakeMachine) Transfer(to base.ReplicaID)   { m.transfers = append(m.transfers, to) }
+func (m *fakeMachine) Status() effect.Status        { return m.st }
+func (m *fakeMachine) HasLease(clock.Mono) bool     { return m.st.Orderer && m.lease }
+func (m *fakeMachine) StartRound(now clock.Mono)    { m.asked = now }
 func (m *fakeMachine) ConfirmedSince(t clock.Mono) bool {
 	return m.st.Orderer && m.confirmed != 0 && m.confirmed >= t
 }

@@ -19,10 +19,13 @@ type StampRequest struct {
 	since clock.Mono
 }
 
-// ClockSample is a voter's wall clock; it counts as of its receipt.
+// ClockSample is a voter's wall clock, which counts as of its receipt, or that the call
+// for it failed.
 type ClockSample struct {
 	Node   base.NodeID
 	WallMS int64
+	Failed bool       // no answer will come to what was asked at Asked
+	Asked  clock.Mono // by the node's clock, once Env.Samples was called
 }
 
 // oracleRole runs the oracle while the system range's replica is the orderer.
@@ -110,10 +113,15 @@ func (r *Replica) oraclePoke(now clock.Mono) {
 }
 
 func (r *Replica) clockSample(now clock.Mono, s ClockSample) {
-	if r.oracle != nil && r.oracle.leading {
-		r.oracle.oracle.Sampled(s.Node, s.WallMS, now)
-		r.oracle.step(r, now)
+	if r.oracle == nil || !r.oracle.leading {
+		return
 	}
+	if s.Failed {
+		r.oracle.oracle.Failed(s.Node, s.Asked, now)
+	} else {
+		r.oracle.oracle.Sampled(s.Node, s.WallMS, now)
+	}
+	r.oracle.step(r, now)
 }
 
 // stampRequest answers under the lease, or after a quorum round that began after the

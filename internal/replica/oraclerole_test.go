@@ -8,6 +8,7 @@ import (
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/command"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/oracle"
 )
 
 const wallMS = 1_700_000_000_000
@@ -189,5 +190,33 @@ func TestT2OnlyAnOrdererSamplesClocks(t *testing.T) {
 	g.m.lead()
 	if g.turn(); g.env.samples != 1 {
 		t.Errorf("%d rounds of samples at the start", g.env.samples)
+	}
+}
+
+// A dead voter's clock is not waited for; a silent one's is, for one election timeout.
+func TestT2OnlyAVoterThatMayAnswerIsWaitedFor(t *testing.T) {
+	for _, dead := range []bool{true, false} {
+		g := newRig(t, base.SystemRange)
+		g.serve()
+		g.turn(sampled()[:2]...)
+		if dead {
+			g.turn(ClockSample{Node: 3, Failed: true, Asked: g.now})
+		}
+		if at := g.r.Visible(); at.Oracle != nil && at.Oracle.Phase == oracle.Issuing {
+			t.Fatal("bad script: the status is of the last tick")
+		}
+		if got := g.r.oracle.oracle.Phase() != oracle.Anchoring; got != dead {
+			t.Errorf("with voter 3 dead %v: anchored %v", dead, got)
+		}
+	}
+}
+
+// Who follows a leader on a node that is gone may stand.
+func TestTheMachineIsToldThatALeaderIsGone(t *testing.T) {
+	g := newRig(t, base.DefaultRange)
+	g.turn(PeerGone{Node: 2}, PeerGone{Node: 9})
+	rep, _ := g.r.state.Descriptor.ReplicaOn(2)
+	if len(g.m.gone) != 1 || g.m.gone[0] != rep.Replica {
+		t.Errorf("told of %v, not of %d alone", g.m.gone, rep.Replica)
 	}
 }

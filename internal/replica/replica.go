@@ -36,6 +36,8 @@ type Machine interface {
 	// Applied says that what a Ready showed as committed was applied.
 	Applied(entries []base.Entry)
 	Campaign()
+	// LeaderGone says that the process of a replica no longer runs.
+	LeaderGone(id base.ReplicaID)
 	// Transfer hands orderership over; no lease is held for the rest of the term.
 	Transfer(to base.ReplicaID)
 	Status() effect.Status
@@ -249,6 +251,10 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 	case SnapshotSent:
 		r.snap.sending = false
 		r.machine.ReportSnapshot(m.To, m.OK)
+	case PeerGone:
+		if rep, ok := r.state.Descriptor.ReplicaOn(m.Node); ok {
+			r.machine.LeaderGone(rep.Replica)
+		}
 	case Campaign:
 		r.campaigns = campaignTicks
 		r.machine.Campaign()
@@ -264,6 +270,9 @@ func (r *Replica) Deliver(now clock.Mono, item any) {
 type Campaign struct{}
 
 const campaignTicks = 20
+
+// PeerGone says that a node's process no longer runs, as far as this node can see.
+type PeerGone struct{ Node base.NodeID }
 
 // Transfer asks the orderer to hand over to another replica.
 type Transfer struct {

@@ -91,9 +91,13 @@ func left(ctx context.Context) time.Duration {
 	return max(time.Millisecond, d-min(d/10, 50*time.Millisecond))
 }
 
+// maxPause bounds the time between two attempts, and so what a request adds to a failover
+// that it waits for: half as much more at most.
+const maxPause = 100 * time.Millisecond
+
 // pause waits before another attempt; false if ctx ended.
 func pause(ctx context.Context, attempt int) bool {
-	d := min(5*time.Millisecond<<min(attempt, 6), 250*time.Millisecond)
+	d := min(5*time.Millisecond<<min(attempt, 6), maxPause)
 	t := time.NewTimer(d/2 + rand.N(d))
 	defer t.Stop()
 	select {

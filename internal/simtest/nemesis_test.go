@@ -88,6 +88,7 @@ func (m *nemesis) kinds() []faultKind {
 		{3, m.cutFromVoters},
 		{3, m.dieAtVote},
 		{3, m.dieAtSnapshot},
+		{3, m.rumour},
 	}
 }
 
@@ -122,6 +123,13 @@ func (m *nemesis) slowDisk(n *node) {
 	n.slow = m.w.between(time.Millisecond, 40*time.Millisecond)
 	m.w.tracef("nemesis: node %d's disk is slow, %v a turn", n.id, n.slow)
 	m.later(time.Second, 3*time.Second, func() { n.slow = 0 })
+}
+
+// rumour has the others take a node for gone, which may be alive.
+func (m *nemesis) rumour(n *node) {
+	m.w.count.Rumours++
+	m.w.tracef("nemesis: node %d is taken for gone", n.id)
+	m.w.peerGone(n)
 }
 
 func (m *nemesis) powerCut() {

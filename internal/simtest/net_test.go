@@ -58,6 +58,20 @@ func (w *World) peerLost(n, peer base.NodeID) {
 	})
 }
 
+// peerGone tells all others, a little later, that a node's process no longer runs: who
+// dials it is refused, now and then because of something else.
+func (w *World) peerGone(gone *node) {
+	for _, n := range w.nodes {
+		if n == gone {
+			continue
+		}
+		w.after(w.between(25*time.Millisecond, 150*time.Millisecond), func() {
+			n.deliver(func() { n.store.PeerGone(gone.id) })
+		})
+	}
+	w.count.Gone++
+}
+
 func (w *World) goodNetwork() {
 	good := transport.Faults{Delay: 100 * time.Microsecond, Jitter: 600 * time.Microsecond}
 	w.repl.SetDefault(good)

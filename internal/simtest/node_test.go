@@ -388,6 +388,7 @@ func (n *node) crash(survive func(int) int) {
 	n.log = n.log.Crash(survive)
 	n.state = n.state.Crash(nil)
 	n.store, n.workers, n.inbox = nil, nil, nil
+	n.w.peerGone(n)
 }
 
 // A power cut leaves nothing unsynced, or what happened to reach the disk; a process that

@@ -66,6 +66,7 @@ type Counts struct {
 	DiskErrors, SyncErrors, SlowDisks, DisksLost, Rebuilt                 int // SyncErrors are among DiskErrors
 	Pauses, WallSteps, Transfers                                          int
 	Partitions, OneWayCuts, BadLinks, Lost, Duplicated, Overtaken, Reset  int // the last four are messages and connections
+	Gone, Rumours                                                         int // nodes that others took for gone; Rumours: wrongly
 	Writes, Reads, Snapshots, Unknown, Refused                            int // of keys, by clients
 	FollowerReads, SnapshotsAgain, Compactions, Compacted, Busy           int
 	Published, Delivered, Repeated, Acked                                 int // of events

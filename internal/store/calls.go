@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"container/heap"
 	"slices"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/replica"
 	"github.com/almanacdb/almanac/internal/transport"
 	"github.com/almanacdb/almanac/internal/wire"
 )
@@ -31,6 +33,7 @@ type callBook struct {
 type pendingCall struct {
 	id       uint64
 	to       base.NodeID
+	class    transport.Class
 	method   wire.Method
 	deadline clock.Mono
 	done     Done
@@ -76,13 +79,17 @@ func (s *Store) call(class transport.Class, to base.NodeID, m wire.Method, r bas
 	}
 	b.last++
 	call.ID = b.last
-	p := &pendingCall{id: call.ID, to: to, method: m, deadline: deadline, done: done}
+	p := &pendingCall{id: call.ID, to: to, class: class, method: m, deadline: deadline, done: done}
 	b.calls[p.id] = p
 	heap.Push(&b.due, p)
 	b.mu.Unlock()
 	if !s.opts.Transport.Send(to, class, wire.Message{Call: call}) && b.take(to, p.id) != nil {
-		done(nil, fault.New(fault.Unavailable, "node %d cannot be reached, or too much is queued for it", to))
+		done(nil, notSent(to))
 	}
+}
+
+func notSent(to base.NodeID) *fault.Error {
+	return fault.New(fault.Unavailable, "node %d cannot be reached, or too much is queued for it", to)
 }
 
 func (b *callBook) take(to base.NodeID, id uint64) *pendingCall {
@@ -139,20 +146,42 @@ func (b *callBook) expire(now clock.Mono) {
 
 // PeerLost tells that the connection to a node broke: calls to it get no answer.
 func (s *Store) PeerLost(n base.NodeID) {
-	b := s.calls
-	var lost []*pendingCall
+	for _, p := range s.calls.takeAll(func(p *pendingCall) bool { return p.to == n }) {
+		p.done(nil, p.lost("went away"))
+	}
+}
+
+// PeerUnreachable tells that an attempt to connect to a node failed: calls that waited for
+// a connection, because they came after PeerLost, were never sent.
+func (s *Store) PeerUnreachable(n base.NodeID) {
+	waited := func(p *pendingCall) bool { return p.to == n && p.class == transport.ClassCalls }
+	for _, p := range s.calls.takeAll(waited) {
+		p.done(nil, notSent(n))
+	}
+}
+
+// PeerGone tells that the process of a node no longer runs, as far as this node can see:
+// replicas that follow one there need not wait for its silence.
+func (s *Store) PeerGone(n base.NodeID) {
+	for _, v := range s.Replicas() {
+		if v.Leader == n {
+			_ = s.Post(v.Descriptor.Range, replica.PeerGone{Node: n})
+		}
+	}
+}
+
+// takeAll takes calls that are under way, oldest first.
+func (b *callBook) takeAll(which func(*pendingCall) bool) (list []*pendingCall) {
 	b.mu.Lock()
 	for id, p := range b.calls {
-		if p.to == n {
+		if which(p) {
 			delete(b.calls, id)
-			lost = append(lost, p)
+			list = append(list, p)
 		}
 	}
 	b.mu.Unlock()
-	slices.SortFunc(lost, func(a, b *pendingCall) int { return int(a.id) - int(b.id) })
-	for _, p := range lost {
-		p.done(nil, p.lost("went away"))
-	}
+	slices.SortFunc(list, func(a, b *pendingCall) int { return cmp.Compare(a.id, b.id) })
+	return list
 }
 
 func (b *callBook) run() {

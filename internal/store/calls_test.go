@@ -122,6 +122,26 @@ func TestPeerLost(t *testing.T) {
 	c.wants(t, 0)
 }
 
+// What waited for a connection that did not come about was never sent.
+func TestPeerUnreachable(t *testing.T) {
+	c := newCaller(t, clock.NewManual(1e12))
+	c.ask(2, wire.MethodPropose, time.Second)
+	c.PeerLost(2) // that one may have left with the connection
+	c.wants(t, fault.UnknownOutcome)
+	write := c.ask(2, wire.MethodPropose, time.Second)
+	c.ask(2, wire.MethodRead, time.Second)
+	other := c.ask(3, wire.MethodPropose, time.Second)
+	c.callBulk(2, wire.MethodSnapshotFile, 2, nil, time.Second, func(_ []byte, err error) { c.answers = append(c.answers, err) })
+	bulk := c.out.sent[len(c.out.sent)-1].ID
+	c.PeerUnreachable(2)
+	c.wants(t, fault.Unavailable, fault.Unavailable)
+	c.reply(2, write)
+	c.wants(t)
+	c.reply(3, other)
+	c.reply(2, bulk) // on a connection of its own
+	c.wants(t, 0, 0)
+}
+
 // What was never sent was not done, a write neither.
 func TestRefusedSendIsDefinite(t *testing.T) {
 	c := newCaller(t, clock.NewManual(1e12))

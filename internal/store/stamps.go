@@ -82,7 +82,7 @@ func (b *stampBook) launch() {
 
 // candidate returns the node most likely to run the oracle. Called with mu held.
 func (b *stampBook) candidate() base.NodeID {
-	if b.tried == 0 {
+	if b.tried%2 == 0 {
 		if v := b.store.Replica(base.SystemRange); v != nil && v.Leader != 0 {
 			return v.Leader
 		}
@@ -157,6 +157,7 @@ func (s *Store) handleStamps(c *wire.Call, done Done) {
 
 // Samples implements replica.Env.
 func (s *Store) Samples(r base.RangeID, nodes []base.NodeID) {
+	asked := s.opts.Clock.Mono()
 	for _, n := range nodes {
 		if n == s.opts.Node {
 			_ = s.Post(r, replica.ClockSample{Node: n, WallMS: s.opts.Clock.WallMS()})
@@ -164,9 +165,10 @@ func (s *Store) Samples(r base.RangeID, nodes []base.NodeID) {
 		}
 		s.Call(n, wire.MethodClockSample, r, nil, s.opts.Oracle.Election, func(body []byte, err error) {
 			var m wire.ClockSampleReply
-			if err == nil && m.Decode(body) == nil {
-				_ = s.Post(r, replica.ClockSample{Node: n, WallMS: m.WallMS})
+			if err == nil {
+				err = m.Decode(body)
 			}
+			_ = s.Post(r, replica.ClockSample{Node: n, WallMS: m.WallMS, Failed: err != nil, Asked: asked})
 		})
 	}
 }

@@ -431,3 +431,17 @@ func TestCloseAnswersWaiters(t *testing.T) {
 		}
 	}
 }
+
+// A voter that cannot be reached is not waited for: the oracle begins without it, however
+// long one that is silent would be waited for.
+func TestT2TheOracleDoesNotWaitForTheDead(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) { o.Oracle.Election = 4 * patience })
+	c.members[2].stop()
+	d := descriptor(base.SystemRange, base.SystemKeyspace, c.ids()...)
+	for _, m := range c.members[:2] {
+		if err := m.store.CreateReplica(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.members[0].stamps(1)
+}

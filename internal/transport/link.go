@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // link is the outgoing side of one peer and class. Its goroutine dials, sends what the
@@ -58,6 +60,7 @@ func (l *link) run() {
 		}
 		if stood == 0 {
 			l.drop()
+			l.t.opts.Listener.Unreachable(l.key.node, l.key.class, errors.Is(err, unix.ECONNREFUSED))
 		}
 		if stood > backoffMax {
 			failures = 0

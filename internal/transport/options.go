@@ -53,6 +53,10 @@ type Options struct {
 type Listener struct {
 	Connected    func(to base.NodeID, class Class)
 	Disconnected func(to base.NodeID, class Class, err error)
+	// Unreachable reports an attempt to connect that failed; what was queued since the
+	// last stream broke, if there was one, is dropped unsent. Refused: the peer's machine
+	// answered that nobody listens at its address, so its process does not run.
+	Unreachable func(to base.NodeID, class Class, refused bool)
 	// Dropped reports messages that did not leave: the queue was full, or the peer
 	// could not be reached.
 	Dropped  func(to base.NodeID, class Class, messages int)
@@ -121,6 +125,9 @@ func (l *Listener) fill() {
 	}
 	if l.Disconnected == nil {
 		l.Disconnected = func(base.NodeID, Class, error) {}
+	}
+	if l.Unreachable == nil {
+		l.Unreachable = func(base.NodeID, Class, bool) {}
 	}
 	if l.Dropped == nil {
 		l.Dropped = func(base.NodeID, Class, int) {}

@@ -8,10 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
@@ -548,4 +552,41 @@ func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+// Who cannot connect says so once nothing waits in the queue any more, and whether nobody
+// listens at the address or the network is to blame.
+func TestUnreachable(t *testing.T) {
+	checkLeaks(t)
+	for why, refused := range map[error]bool{unix.ECONNREFUSED: true, unix.EHOSTUNREACH: false} {
+		s := newSwitchboard()
+		told := make(chan bool, 1<<16)
+		var down atomic.Bool
+		a := s.start(t, 1, func(o *Options) {
+			o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+				if down.Load() {
+					return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", why)}
+				}
+				return s.dial(ctx, addr)
+			}
+			o.Listener.Unreachable = func(to base.NodeID, c Class, refused bool) {
+				if to != 2 || c != ClassCalls {
+					t.Errorf("node %d, class %v is unreachable", to, c)
+				}
+				told <- refused
+			}
+		})
+		b := s.start(t, 2, nil)
+		a.Send(2, ClassCalls, call(1, ""))
+		b.inbox.next(t)
+		if len(told) > 0 {
+			t.Error("a peer that was reached is unreachable")
+		}
+		down.Store(true)
+		b.Close()
+		await(t, a.disconnected)
+		if got := await(t, told); got != refused {
+			t.Errorf("refused: %v, not %v", got, refused)
+		}
+	}
 }
