@@ -171,6 +171,7 @@ type fakeEnv struct {
 	samples  int
 	outs     []dispatch.Out
 	sent     []effect.Message
+	noRoom   bool // for snapshots
 	fatal    error
 }
 
@@ -182,8 +183,11 @@ func (e *fakeEnv) OracleAnchor() (int64, clock.Mono, bool) {
 }
 func (e *fakeEnv) Samples(base.RangeID, []base.NodeID)        { e.samples++ }
 func (e *fakeEnv) SendSession(_ base.RangeID, o dispatch.Out) { e.outs = append(e.outs, o) }
-func (e *fakeEnv) SendSnapshot(_ *base.RangeDescriptor, m effect.Message) {
-	e.sent = append(e.sent, m)
+func (e *fakeEnv) SendSnapshot(_ *base.RangeDescriptor, m effect.Message) bool {
+	if !e.noRoom {
+		e.sent = append(e.sent, m)
+	}
+	return !e.noRoom
 }
 func (e *fakeEnv) DurableApplied(r base.RangeID) (uint64, error) {
 	mark, ok, err := e.state.DurableApplied(r)

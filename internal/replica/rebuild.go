@@ -61,15 +61,16 @@ func (r *Replica) answerRebuilds() {
 		if !r.machine.ConfirmedSince(q.since) || r.state.Applied.Index < q.last || r.snap.sending {
 			return false
 		}
-		q.Done(RebuildAnswer{Term: r.status.Term, Orderer: true, Last: q.last}, nil)
-		r.snap.sending = true
 		// Of no type that the machine knows: the receiver's store alone takes it in. The
 		// engine is exactly at the applied mark, as nothing is applied before this returns.
-		r.env.SendSnapshot(&r.state.Descriptor, effect.Message{
+		r.snap.sending = r.env.SendSnapshot(&r.state.Descriptor, effect.Message{
 			Range: r.id, From: r.state.Replica, To: q.Replica, Term: r.status.Term,
 			Snapshot: &effect.SnapshotMeta{Mark: r.state.Applied}, ConfigEpoch: r.state.Descriptor.ConfigEpoch,
 		})
-		return true
+		if r.snap.sending {
+			q.Done(RebuildAnswer{Term: r.status.Term, Orderer: true, Last: q.last}, nil)
+		}
+		return r.snap.sending // else with a later turn, a tick's at the latest
 	})
 }
 

@@ -59,7 +59,13 @@ func TestRebuildTakesAQuorumAndAllThatWasAppended(t *testing.T) {
 	if a.done != 0 {
 		t.Fatalf("two snapshots at once: %+v", a)
 	}
+	g.env.noRoom = true // for one more among those of other ranges
 	g.turn(SnapshotSent{To: 102, OK: true})
+	if a.done != 0 {
+		t.Fatalf("told of a snapshot that is not sent: %+v", a)
+	}
+	g.env.noRoom = false
+	g.tick(time.Millisecond)
 	if a.done != 1 || len(g.env.sent) != 2 {
 		t.Fatalf("the second: %+v, sent %d", a, len(g.env.sent))
 	}

@@ -62,8 +62,9 @@ type Env interface {
 	// SendSession sends deliveries to a gateway.
 	SendSession(r base.RangeID, out dispatch.Out)
 	// SendSnapshot streams a snapshot of the range as of now, then m; a SnapshotSent
-	// follows. Called within the worker's turn, before it applies anything.
-	SendSnapshot(desc *base.RangeDescriptor, m effect.Message)
+	// follows. False says that there is no room for another one now, and none follows.
+	// Called within the worker's turn, before it applies anything.
+	SendSnapshot(desc *base.RangeDescriptor, m effect.Message) bool
 	// DurableApplied returns the applied index that a crash would leave.
 	DurableApplied(r base.RangeID) (uint64, error)
 	// Fatal stops the node: its state can't be trusted to go on.

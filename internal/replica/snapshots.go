@@ -38,15 +38,14 @@ func (s *snapshots) drop() {
 }
 
 func (r *Replica) sendSnapshot(m *effect.Message) {
-	if r.snap.sending {
+	// The store is exactly at the applied mark here: what this turn commits is applied
+	// after its messages are collected.
+	m.Snapshot.Mark = r.state.Applied
+	if r.snap.sending || !r.env.SendSnapshot(&r.state.Descriptor, *m) {
 		r.machine.ReportSnapshot(m.To, false)
 		return
 	}
 	r.snap.sending = true
-	// The store is exactly at the applied mark here: what this turn commits is applied
-	// after its messages are collected.
-	m.Snapshot.Mark = r.state.Applied
-	r.env.SendSnapshot(&r.state.Descriptor, *m)
 }
 
 func (r *Replica) snapshotArrived(now clock.Mono, s *SnapshotArrived) {

@@ -19,16 +19,15 @@ const snapshotFileTimeout = 30 * time.Second
 
 // SendSnapshot implements replica.Env: files go one at a time, each answered, then the
 // message that announces them.
-func (s *Store) SendSnapshot(d *base.RangeDescriptor, m effect.Message) {
+func (s *Store) SendSnapshot(d *base.RangeDescriptor, m effect.Message) bool {
 	if !s.opts.Snapshots.Take(sendingBytes) {
-		s.snapshotSent(m, fault.New(fault.Busy, "other snapshots are under way")) // it is tried again
-		return
+		return false
 	}
 	reader, err := s.state.ReadSnapshot(d.Range)
 	if err != nil {
 		s.opts.Snapshots.Put(sendingBytes)
 		s.snapshotSent(m, err)
-		return
+		return true
 	}
 	s.mu.Lock()
 	s.snapshots++
@@ -36,6 +35,7 @@ func (s *Store) SendSnapshot(d *base.RangeDescriptor, m effect.Message) {
 	s.mu.Unlock()
 	t := &sending{store: s, to: d.NodeOf(m.To), message: m, reader: reader, id: id}
 	s.opts.Background(t.next)
+	return true
 }
 
 // sendingBytes is about what a snapshot on its way takes: a file, and its message.
@@ -91,9 +91,7 @@ func (t *sending) finish(err error) {
 }
 
 func (s *Store) snapshotSent(m effect.Message, err error) {
-	if fault.KindOf(err) == fault.Busy {
-		s.opts.Logger.Debug("a snapshot waits", "range", m.Range, "to", m.To, "err", err)
-	} else if err != nil {
+	if err != nil {
 		s.opts.Logger.Warn("a snapshot was not sent", "range", m.Range, "to", m.To, "err", err)
 	} else {
 		s.opts.Logger.Info("sent a snapshot", "range", m.Range, "to", m.To, "index", m.Snapshot.Mark.Index)
