@@ -2,8 +2,10 @@ package admission
 
 import (
 	"context"
+	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/almanacdb/almanac/internal/fault"
@@ -22,6 +24,9 @@ type Registrar struct {
 	Status func(context.Context, error) error
 	// Unary, if set, is called around the handlers of unary methods.
 	Unary grpc.UnaryServerInterceptor
+
+	mu      sync.Mutex
+	streams map[any]int // open ones, by connection: each has an address of its own
 }
 
 // RegisterService implements grpc.ServiceRegistrar. Unary methods are served as streams
@@ -76,6 +81,11 @@ func (r *Registrar) unary(method string, handle grpc.MethodHandler) grpc.StreamH
 
 func (r *Registrar) stream(handle grpc.StreamHandler) grpc.StreamHandler {
 	return func(impl any, s grpc.ServerStream) error {
+		leave, err := r.join(s.Context())
+		if err != nil {
+			return r.Status(s.Context(), err)
+		}
+		defer leave()
 		if !r.Intake.Streams.Take(streamBytes) {
 			return r.Status(s.Context(), fault.New(fault.Busy, "the memory of this node that is for streams is used up").
 				WithRemedy("use fewer streams, or give the node more memory with --memory"))
@@ -83,6 +93,33 @@ func (r *Registrar) stream(handle grpc.StreamHandler) grpc.StreamHandler {
 		defer r.Intake.Streams.Put(streamBytes)
 		return handle(impl, s)
 	}
+}
+
+// join counts a stream of a connection, so that no connection takes more than a quarter of
+// what there is for streams from the others. The error is Busy; else the caller must leave.
+func (r *Registrar) join(ctx context.Context) (leave func(), err error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok || r.Intake.Streams == nil {
+		return func() {}, nil
+	}
+	most := max(int(r.Intake.Streams.Limit())/streamBytes/4, 1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.streams[p.Addr] >= most {
+		return nil, fault.New(fault.Busy, "the connection has %d streams, which is all that this node's --memory allows one", most).
+			WithRemedy("close streams, use more connections, or give the node more memory")
+	}
+	if r.streams == nil {
+		r.streams = make(map[any]int)
+	}
+	r.streams[p.Addr]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.streams[p.Addr]--; r.streams[p.Addr] == 0 {
+			delete(r.streams, p.Addr)
+		}
+	}, nil
 }
 
 // messageBytes is about what a received message takes: itself, and the command that is

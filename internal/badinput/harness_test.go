@@ -130,7 +130,7 @@ func processes(t *testing.T, nodes int, args ...string) *localcluster.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := localcluster.New(localcluster.Options{Binary: path, Dir: t.TempDir(), Nodes: nodes, Memory: "128MiB", Args: args})
+	c, err := localcluster.New(localcluster.Options{Binary: path, Dir: t.TempDir(), Nodes: nodes, Memory: "1GiB", Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,6 +47,7 @@ func Flags(f *pflag.FlagSet) {
 	f.String("max-payload", "4MiB", "largest event payload")
 	f.String("max-batch", "16MiB", "largest request, and largest publish batch")
 	f.Int("max-batch-events", 10_000, "most events in a publish batch")
+	f.Int("max-connections", 10_000, "most connections of clients")
 	f.Duration("max-due-ahead", 100*366*24*time.Hour, "how far ahead an event may fall due")
 	f.String("log-level", "info", "debug, info, warn or error")
 	f.String("log-format", "text", "text or json")
@@ -131,6 +132,7 @@ func build(k *koanf.Koanf) (*Config, error) {
 				KeyBytes: int(s.bytes("max-key")), EtcdBytes: int(s.bytes("max-etcd-request")),
 				PayloadBytes: int(s.bytes("max-payload")), BatchBytes: int(s.bytes("max-batch")),
 				BatchEvents: setting(s, "max-batch-events", strconv.Atoi, "give a whole number"),
+				Connections: setting(s, "max-connections", strconv.Atoi, "give a whole number"),
 				DueAhead:    s.duration("max-due-ahead"),
 			},
 		},

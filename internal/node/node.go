@@ -65,6 +65,7 @@ type Limits struct {
 	PayloadBytes int           // an event's payload: 4 MiB
 	BatchBytes   int           // a request, or a publish batch: 16 MiB
 	BatchEvents  int           // a publish batch: 10,000
+	Connections  int           // clients' connections: 10,000
 	DueAhead     time.Duration // how far ahead an event may be due: 100 years
 }
 
@@ -72,7 +73,7 @@ type Limits struct {
 const maxBatchBytes = 24 << 20
 
 func (l *Limits) validate() error {
-	for _, v := range []int{l.KeyBytes, l.EtcdBytes, l.PayloadBytes, l.BatchBytes, l.BatchEvents, int(l.DueAhead)} {
+	for _, v := range []int{l.KeyBytes, l.EtcdBytes, l.PayloadBytes, l.BatchBytes, l.BatchEvents, l.Connections, int(l.DueAhead)} {
 		if v < 0 {
 			return fault.New(fault.Invalid, "a limit is negative").WithRemedy("give limits above 0, or leave them out")
 		}
@@ -131,8 +132,11 @@ type Node struct {
 	states engine.Engine
 	log    *logstore.Store
 	ports  ports
-	form   *formation
-	admin  *admin.Server
+
+	connections struct{ client, peer, http *connections }
+
+	form  *formation
+	admin *admin.Server
 
 	adopted chan struct{} // closed once the node has an identity
 	fatal   chan error    // capacity 1: why the node can't go on
@@ -175,6 +179,7 @@ func Start(o Options) (*Node, error) {
 	}
 	n := &Node{opts: o, memory: m, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
 	n.form = &formation{node: n}
+	n.bound()
 	if err := n.open(); err != nil {
 		n.closeStores()
 		return nil, err
@@ -308,7 +313,7 @@ func (n *Node) serveHTTP() {
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()
-		_ = n.admin.HTTPServer().Serve(n.ports.http.reuse()) // ends when the server is closed
+		_ = n.admin.HTTPServer().Serve(n.connections.http.listener(n.ports.http.reuse())) // ends when the server is closed
 	}()
 }
 

@@ -133,7 +133,7 @@ func (b *begun) Read(to []byte) (int, error) {
 // one, in goroutines that Stop waits for.
 func (n *Node) servePeers(s *grpc.Server, transport func(net.Conn)) {
 	n.work.Go(func() {
-		p := newPeerPort(n.ports.peer.reuse(), transport)
+		p := newPeerPort(n.connections.peer.listener(n.ports.peer.reuse()), transport)
 		_ = s.Serve(p) // ends when the server is stopped
 		p.work.Wait()
 	})

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/almanacdb/almanac/internal/admission"
@@ -92,7 +93,7 @@ func (n *Node) serve(ctx context.Context) error {
 		n.goDo(ctx, r.rebuild)
 	}
 	n.goDo(ctx, r.watchDisk)
-	n.serveOn(r.client, n.ports.client)
+	n.serveOn(r.client, n.ports.client, n.connections.client)
 	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster.String(), "address", n.opts.Advertise)
 	return nil
 }
@@ -182,9 +183,15 @@ func (r *running) found(id *identity) error {
 // clientServerOptions bound what a client may cost.
 func clientServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(32 << 20), // a publish batch of 16 MiB, with room
-		grpc.MaxConcurrentStreams(4096),
+		grpc.MaxRecvMsgSize(32 << 20),   // a publish batch of 16 MiB, with room
+		grpc.MaxConcurrentStreams(1024), // of one connection
 		grpc.ConnectionTimeout(5 * time.Second),
+		grpc.MaxHeaderListSize(64 << 10),
+		grpc.SharedWriteBuffer(true), // an idle connection holds none
+		// A client that is gone, or takes nothing from its socket, is noticed within 40 s;
+		// a ping every 5 s is no abuse: etcd's clients are told to send some.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }
 

@@ -27,7 +27,7 @@ func (n *Node) serveWaiting() {
 	n.mu.Lock()
 	n.waiting = w
 	n.mu.Unlock()
-	n.serveOn(w.client, n.ports.client)
+	n.serveOn(w.client, n.ports.client, n.connections.client)
 	n.servePeers(w.peer, nil)
 }
 
@@ -40,8 +40,8 @@ func (w *waiting) stop() {
 }
 
 // serveOn runs a server on a port in a goroutine of its own.
-func (n *Node) serveOn(s *grpc.Server, l keptListener) {
-	use := l.reuse()
+func (n *Node) serveOn(s *grpc.Server, l keptListener, bound *connections) {
+	use := bound.listener(l.reuse())
 	n.work.Add(1)
 	go func() {
 		defer n.work.Done()

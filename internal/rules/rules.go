@@ -71,6 +71,7 @@ func All() []Rule {
 		{"no sudden ends", Ends},
 		{"no sleeping tests", Sleeps},
 		{"decoders are fuzzed", Fuzzed},
+		{"tests leave nothing behind", Leaks},
 		{"sizes", Sizes},
 		{"package comments", PackageComments},
 		{"package names", PackageNames},
