@@ -41,12 +41,10 @@ func (s *clusterServer) Status(ctx context.Context, _ *almanacv1.StatusRequest) 
 			problem += "; " + f.Remedy
 		}
 		resp.Problems = append(resp.Problems, problem)
-		if st := s.node.Status(); st.Rebuilding != "" {
-			resp.Problems = append(resp.Problems, rebuildingProblem(st.ID, st.Rebuilding))
-		}
 	} else {
 		v.judge(resp)
 	}
+	resp.Problems = append(resp.Problems, rebuilding(v, s.node.Status())...)
 	for i := range resp.Problems {
 		resp.Problems[i] = strings.ToValidUTF8(resp.Problems[i], "\uFFFD")
 	}
@@ -73,9 +71,6 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 		resp.NodesTotal++
 		if v.reports[i].Alive {
 			resp.NodesAlive++
-			if how := v.reports[i].Heartbeat.Rebuilding; how != "" {
-				resp.Problems = append(resp.Problems, rebuildingProblem(v.reports[i].Node.Node, how))
-			}
 			if v.reports[i].Heartbeat.Capacity.Scarce() {
 				scarce = append(scarce, uint64(v.reports[i].Node.Node))
 			}
@@ -120,8 +115,25 @@ func (v *view) judge(resp *almanacv1.StatusResponse) {
 	}
 }
 
-func rebuildingProblem(n base.NodeID, how string) string {
-	return fmt.Sprintf("the stores of node %d were damaged; it gets its replicas back from other nodes: %s", n, how)
+// rebuilding names the nodes that get their replicas back: this one by what it knows
+// itself, the others by their heartbeats, if there is a view.
+func rebuilding(v *view, own NodeStatus) (problems []string) {
+	say := func(n base.NodeID, how string) {
+		if how != "" {
+			problems = append(problems, fmt.Sprintf(
+				"the stores of node %d were damaged; it gets its replicas back from other nodes: %s", n, how))
+		}
+	}
+	say(own.ID, own.Rebuilding)
+	if v == nil {
+		return problems
+	}
+	for i := range v.reports {
+		if r := &v.reports[i]; r.Alive && r.Node.Node != own.ID {
+			say(r.Node.Node, r.Heartbeat.Rebuilding)
+		}
+	}
+	return problems
 }
 
 // enumerated is how many ids a sentence lists.
