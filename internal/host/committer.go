@@ -29,6 +29,7 @@ type Committer struct {
 	mu     sync.Mutex
 	queue  []*save
 	spare  []*save
+	busy   bool // saves are under way; for good, once one failed
 	closed bool
 	signal chan struct{} // capacity 1
 	done   chan struct{}
@@ -41,9 +42,16 @@ func NewCommitter(t transport.Transport, fatal func(error)) *Committer {
 	return &Committer{transport: t, fatal: fatal, signal: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
-// submit takes a turn's save over; its batch is sealed.
+// submit takes a turn's save over; its batch is sealed. One that writes nothing and has
+// nothing to wait for is done at once.
 func (c *Committer) submit(s *save) {
 	c.mu.Lock()
+	idle := len(c.queue) == 0 && !c.busy
+	if idle && s.batch.Empty() {
+		c.mu.Unlock()
+		c.release(s)
+		return
+	}
 	c.queue = append(c.queue, s)
 	first := len(c.queue) == 1
 	c.mu.Unlock()
@@ -67,19 +75,27 @@ func (c *Committer) Pending() bool {
 func (c *Committer) Commit() {
 	c.mu.Lock()
 	saves := c.queue
-	c.queue = c.spare[:0]
+	c.queue, c.busy = c.spare[:0], true
 	c.mu.Unlock()
 	if c.failed == nil {
 		c.write(saves)
 	}
 	for _, s := range saves {
-		if s.err = c.failed; s.err == nil {
-			s.late.flush(c.transport)
-		}
-		s.worker.box.post(mail{saved: s})
+		s.err = c.failed
+		c.release(s)
 	}
 	clear(saves)
-	c.spare = saves
+	c.mu.Lock()
+	c.spare, c.busy = saves, c.failed != nil
+	c.mu.Unlock()
+}
+
+// release sends what waited for a save and tells its worker.
+func (c *Committer) release(s *save) {
+	if s.err == nil {
+		s.late.flush(c.transport)
+	}
+	s.worker.box.post(mail{saved: s})
 }
 
 // write writes batches in order. A sync covers all that was written before it, so only

@@ -245,6 +245,27 @@ func TestLateWithoutASave(t *testing.T) {
 	b.wants("commit", "sync", "send to 8: 1/1", "send to 7: 1/5")
 }
 
+// With nothing under way, what writes nothing waits for nothing.
+func TestLateWithNothingUnderWay(t *testing.T) {
+	b := newBench(t, Options{})
+	f := b.add(1)
+	f.quiet = true
+	b.settle()
+	f.collect = func(t *Turn) {
+		t.SendLate(7, &effect.Message{Range: 1, Index: 5})
+		t.TellSaved(f)
+	}
+	b.w.Post(1, "a")
+	b.w.Turn()
+	f.collect = nil
+	b.wants("1 deliver a", "send to 7: 1/5")
+	if b.c.Pending() {
+		t.Error("the committer has something to do")
+	}
+	b.w.Turn()
+	b.wants("1 saved")
+}
+
 func TestARangeThatLeftIsNotTold(t *testing.T) {
 	b := newBench(t, Options{})
 	b.add(1).saves(1)
