@@ -3,7 +3,7 @@ package router
 import (
 	"context"
 	"hash/fnv"
-	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"github.com/almanacdb/almanac/internal/base"
@@ -40,112 +40,96 @@ func PartitionOf(e *timeline.NewEvent, partitions uint32, otherwise base.Partiti
 	return base.Partition(h.Sum64() % uint64(partitions))
 }
 
-// publishPart is one command of a publish: events of partitions of one range.
-type publishPart struct {
-	span  base.Span
-	body  timeline.Publish
-	index [][]int // by batch: where its events stood in the request
-	bytes int
-}
-
 // Publish adds events to a topic. The events of one partition that travel in one
 // command are added all or nothing, in order. The error is about the whole request;
-// each event's own is in its result.
+// each event's own is in its result. Events stay in use until their command is over,
+// which may be after a caller who went away got its answer: they must not be changed.
 func (r *Router) Publish(ctx context.Context, name string, events []timeline.NewEvent) ([]Published, error) {
 	t, err := r.Topic(ctx, name)
 	if err != nil || len(events) == 0 {
 		return nil, err
 	}
 	results := make([]Published, len(events))
-	parts, err := r.plan(ctx, &t, events, results)
+	ctx, cancel := r.bound(ctx)
+	defer cancel()
+	chains, err := r.plan(ctx, &t, events, results)
 	if err != nil {
 		return nil, err
 	}
 	var wg sync.WaitGroup
-	for _, p := range parts[1:] {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			r.publishPart(ctx, &t, p, results)
-		}()
+	for _, c := range chains[1:] {
+		wg.Go(func() { r.publishChain(ctx, &t, c, results) })
 	}
-	r.publishPart(ctx, &t, parts[0], results)
+	r.publishChain(ctx, &t, chains[0], results)
 	wg.Wait()
 	return results, nil
 }
 
-// plan sorts events into commands. Events of a partition keep their order: a command
-// that follows another of the same range is proposed after it.
+// plan sorts events into parts. Events of a partition keep their order: a part that
+// follows another of the same range goes into a later command.
 func (r *Router) plan(ctx context.Context, t *placement.Topic, events []timeline.NewEvent, results []Published) ([]*publishChain, error) {
-	otherwise := base.Partition(rand.N(t.Partitions))
-	byRange := make(map[base.RangeID]*publishChain)
+	otherwise := r.publishes.otherwise(t, events, r.store.Clock().Mono())
 	var chains []*publishChain
+	var c *publishChain // of the event before
 	for i := range events {
 		p := PartitionOf(&events[i], t.Partitions, otherwise)
 		results[i].Partition = p
 		id := base.PartitionID{Topic: t.ID, Partition: p}
-		rt, err := r.lookup(ctx, keys.Partition(id))
-		if err != nil {
-			return nil, r.topicGone(ctx, t, err)
+		if i == 0 || p != results[i-1].Partition {
+			rt, err := r.lookup(ctx, keys.Partition(id))
+			if err != nil {
+				return nil, r.topicGone(ctx, t, err)
+			}
+			n := slices.IndexFunc(chains, func(c *publishChain) bool { return c.to == rt.desc.Range })
+			if n < 0 {
+				n = len(chains)
+				chains = append(chains, &publishChain{to: rt.desc.Range})
+			}
+			c = chains[n]
 		}
-		c := byRange[rt.desc.Range]
-		if c == nil {
-			c = &publishChain{}
-			byRange[rt.desc.Range] = c
-			chains = append(chains, c)
-		}
-		c.add(rt.desc.Span, id, i, &events[i])
+		c.add(id, i, &events[i])
 	}
 	return chains, nil
 }
 
-// publishChain is the commands of a publish for one range, one after another.
-type publishChain struct{ parts []*publishPart }
-
-func (c *publishChain) add(span base.Span, id base.PartitionID, index int, e *timeline.NewEvent) {
-	if n := len(c.parts); n == 0 || c.parts[n-1].bytes >= commandBytes {
-		c.parts = append(c.parts, &publishPart{span: span})
-	}
-	p := c.parts[len(c.parts)-1]
-	p.bytes += len(e.Payload) + len(e.MessageID) + len(e.OrderingKey) + 64
-	for i := range e.Headers {
-		p.bytes += len(e.Headers[i].Name) + len(e.Headers[i].Value)
-	}
-	for i := range p.body.Batches {
-		if p.body.Batches[i].Partition == id {
-			p.body.Batches[i].Events = append(p.body.Batches[i].Events, *e)
-			p.index[i] = append(p.index[i], index)
-			return
-		}
-	}
-	p.body.Batches = append(p.body.Batches, timeline.Batch{Partition: id, Events: []timeline.NewEvent{*e}})
-	p.index = append(p.index, []int{index})
+// publishChain is the parts of a publish for one range, one after another.
+type publishChain struct {
+	to    base.RangeID
+	parts []*publishPart
 }
 
-func (r *Router) publishPart(ctx context.Context, t *placement.Topic, c *publishChain, results []Published) {
+func (c *publishChain) add(id base.PartitionID, index int, e *timeline.NewEvent) {
+	if n := len(c.parts); n == 0 || c.parts[n-1].bytes >= commandBytes {
+		c.parts = append(c.parts, &publishPart{})
+	}
+	p := c.parts[len(c.parts)-1]
+	p.events = append(p.events, plannedEvent{id, index, e})
+	p.bytes += eventBytes(e)
+}
+
+// eventBytes is about how many bytes an event takes in a command.
+func eventBytes(e *timeline.NewEvent) int {
+	n := len(e.Payload) + len(e.MessageID) + len(e.OrderingKey) + 64
+	for i := range e.Headers {
+		n += len(e.Headers[i].Name) + len(e.Headers[i].Value)
+	}
+	return n
+}
+
+func (r *Router) publishChain(ctx context.Context, t *placement.Topic, c *publishChain, results []Published) {
 	var failed error
 	for _, p := range c.parts {
-		var res command.Result
-		err := failed
-		if err == nil {
-			res, err = r.Propose(ctx, p.span, command.Header{Kind: command.KindPublish}, &p.body)
+		if failed == nil {
+			if err := r.publishes.add(ctx, c.to, p); err != nil {
+				failed = r.topicGone(ctx, t, err)
+			}
 		}
-		if err == nil && res.Refusal != nil {
-			err = res.Refusal
-		}
-		if err != nil {
-			err = r.topicGone(ctx, t, err)
-			failed = err
-		}
-		n := 0
-		for _, index := range p.index {
-			for _, i := range index {
-				if err != nil {
-					results[i].Err = err
-				} else {
-					results[i].Published = res.Published[n]
-				}
-				n++
+		for i := range p.events {
+			to := &results[p.events[i].index]
+			if failed != nil {
+				to.Err = failed
+			} else {
+				to.Published = p.results[i]
 			}
 		}
 	}

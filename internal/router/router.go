@@ -4,6 +4,7 @@
 package router
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"math/rand/v2"
@@ -38,12 +39,13 @@ type Options struct {
 
 // Router routes requests. Safe for concurrent use.
 type Router struct {
-	opts     Options
-	store    *store.Store
-	routes   routeCache
-	gates    *admission.Gates
-	barriers barrierBook
-	topics   topicCache
+	opts      Options
+	store     *store.Store
+	routes    routeCache
+	gates     *admission.Gates
+	barriers  barrierBook
+	publishes publishBook
+	topics    topicCache
 }
 
 // New returns a router.
@@ -60,6 +62,9 @@ func New(o Options) *Router {
 	r := &Router{opts: o, store: o.Store, gates: o.Gates}
 	r.barriers.router = r
 	r.barriers.ranges = make(map[base.RangeID]*barrierQueue)
+	r.publishes.router = r
+	r.publishes.choices = make(map[base.TopicID]*choice)
+	r.publishes.ranges = make(map[base.RangeID]*publishQueue)
 	r.topics.byName = make(map[string]cachedTopic)
 	return r
 }
@@ -145,14 +150,10 @@ func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, 
 	ctx, cancel := r.bound(ctx)
 	defer cancel()
 	var rt route
-	entered := !gated(h.Kind)
+	entered := h.Kind != command.KindTxn // clients' writes wait for their turn; see also publishBook
 	for attempt := 0; ; attempt++ {
 		var res command.Result
-		rt, err = r.lookup(ctx, span.Start)
-		if err == nil && !rt.desc.Span.Contains(span) {
-			return res, fault.New(fault.Unimplemented, "the request touches more than one range").
-				WithRemedy("transactions across ranges are not built yet; split the request")
-		}
+		rt, err = r.holder(ctx, span)
 		if err == nil && !entered {
 			id := rt.desc.Range
 			if err := r.gates.Enter(ctx, id); err != nil {
@@ -162,7 +163,7 @@ func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, 
 			entered = true
 		}
 		if err == nil {
-			res, err = r.proposeTo(ctx, r.orderer(&rt, attempt), rt.desc.Range, env)
+			res, err = r.proposeTo(ctx, r.orderer(&rt, attempt), rt.desc.Range, env, attempt > 0)
 		}
 		if err == nil && res.Refusal != nil && safe(res.Refusal) {
 			err = res.Refusal
@@ -177,16 +178,25 @@ func (r *Router) Propose(ctx context.Context, span base.Span, h command.Header, 
 	}
 }
 
-// gated says whether a command waits for its turn: what clients write does, what helps
-// to get rid of what is there, as acks do, does not.
-func gated(k command.Kind) bool { return k == command.KindTxn || k == command.KindPublish }
+// holder returns the range that holds a whole span.
+func (r *Router) holder(ctx context.Context, span base.Span) (route, error) {
+	rt, err := r.lookup(ctx, span.Start)
+	if err == nil && !rt.desc.Span.Contains(span) {
+		return rt, fault.New(fault.Unimplemented, "the request touches more than one range").
+			WithRemedy("transactions across ranges are not built yet; split the request")
+	}
+	return rt, err
+}
 
-// proposeTo makes one try. The envelope is stamped in place, so each local try gets a
-// copy unless it is the first.
-func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID, env []byte) (command.Result, error) {
+// proposeTo makes one try. The local replica keeps the envelope and stamps it in place, so
+// that each try but the first must be another's copy.
+func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID, env []byte, again bool) (command.Result, error) {
 	ch := make(chan answer[command.Result], 1)
 	if to == r.store.Node() {
-		own := append([]byte(nil), env...)
+		own := env
+		if again {
+			own = bytes.Clone(env)
+		}
 		deadline := r.store.Clock().Mono().Add(left(ctx))
 		r.store.Propose(id, own, deadline, func(res command.Result, err error) {
 			ch <- answer[command.Result]{res, err}
@@ -216,9 +226,13 @@ func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID,
 	case a := <-ch:
 		return a.v, a.err
 	case <-t.C:
-		return command.Result{}, fault.Wrap(fault.UnknownOutcome, ctx.Err(),
-			"no answer from range %d; the write may or may not take effect", id).OnRange(id)
+		return command.Result{}, noAnswer(ctx, id)
 	}
+}
+
+func noAnswer(ctx context.Context, id base.RangeID) error {
+	return fault.Wrap(fault.UnknownOutcome, ctx.Err(),
+		"no answer from range %d; the write may or may not take effect", id).OnRange(id)
 }
 
 // deadline turns what is left of ctx into a deadline on the store's clock.

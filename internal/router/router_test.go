@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,11 +24,14 @@ import (
 
 // wireTap is a transport that keeps the calls sent.
 type wireTap struct {
+	mu    sync.Mutex
 	to    []base.NodeID
 	calls []*wire.Call
 }
 
 func (w *wireTap) Send(to base.NodeID, _ transport.Class, msgs ...wire.Message) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, m := range msgs {
 		w.to, w.calls = append(w.to, to), append(w.calls, m.Call)
 	}
@@ -255,16 +259,17 @@ func TestPublishChain(t *testing.T) {
 		if i%3 == 0 { // headers count as payload does
 			e = timeline.NewEvent{MessageID: fmt.Sprint(i), Headers: []timeline.Header{{Name: "h", Value: big}}}
 		}
-		c.add(base.Span{}, ids[i%2], i, &e)
+		c.add(ids[i%2], i, &e)
 	}
 	if len(c.parts) != 5 {
 		t.Fatalf("%d commands", len(c.parts))
 	}
 	var seen [2][]int
 	for _, p := range c.parts {
-		for b, batch := range p.body.Batches {
+		joined := compose([]*publishPart{p})
+		for b, batch := range joined.body.Batches {
 			for n, e := range batch.Events {
-				i := p.index[b][n]
+				i := p.events[joined.from[b][n].event].index
 				if e.MessageID != fmt.Sprint(i) || batch.Partition != ids[i%2] {
 					t.Errorf("event %s of partition %v stands for %d", e.MessageID, batch.Partition, i)
 				}
