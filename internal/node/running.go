@@ -187,7 +187,6 @@ func clientServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(1024), // of one connection
 		grpc.ConnectionTimeout(5 * time.Second),
 		grpc.MaxHeaderListSize(64 << 10),
-		grpc.SharedWriteBuffer(true), // an idle connection holds none
 		// A client that is gone, or takes nothing from its socket, is noticed within 40 s;
 		// a ping every 5 s is no abuse: etcd's clients are told to send some.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),

@@ -26,10 +26,7 @@ func newFaulty(t *testing.T) *faulty {
 	t.Helper()
 	f := &faulty{dir: t.TempDir()}
 	root := &fs.LoopbackRoot{Path: t.TempDir()}
-	root.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &faultyNode{LoopbackNode: fs.LoopbackNode{RootData: r}, disk: f}
-	}
-	root.RootNode = root.NewNode(root, nil, "", nil)
+	root.RootNode = &faultyNode{LoopbackNode: &fs.LoopbackNode{RootData: root}, disk: f}
 	server, err := fs.Mount(f.dir, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: "faulty", DirectMountStrict: true,
 	}})
@@ -58,8 +55,13 @@ func (f *faulty) fails(name string) bool {
 }
 
 type faultyNode struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	disk *faulty
+}
+
+// WrapChild implements fs.NodeWrapChilder.
+func (n *faultyNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &faultyNode{LoopbackNode: child.(*fs.LoopbackNode), disk: n.disk}
 }
 
 func (n *faultyNode) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {

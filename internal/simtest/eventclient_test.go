@@ -15,7 +15,6 @@ import (
 // eventBook is what clients know of events.
 type eventBook struct {
 	l      *load
-	made   int // ranges in which the groups stand
 	owed   map[eventFor]bool
 	acked  map[eventFor]bool
 	got    map[eventFor]int // deliveries
