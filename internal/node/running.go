@@ -185,6 +185,8 @@ func clientServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(32 << 20),   // a publish batch of 16 MiB, with room
 		grpc.MaxConcurrentStreams(1024), // of one connection
+		// Goroutines that stay, their stacks grown, for as many calls at once; more get their own.
+		grpc.NumStreamWorkers(256),
 		grpc.ConnectionTimeout(5 * time.Second),
 		grpc.MaxHeaderListSize(64 << 10),
 		// A client that is gone, or takes nothing from its socket, is noticed within 40 s;
