@@ -235,9 +235,7 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 		o.Cluster = base.ClusterID{2}
 		o.Logger = slog.New(slog.NewTextHandler(&logB, nil))
 	})
-	if !a.Send(2, ClassCalls, call(1, "")) {
-		t.Fatal("not queued")
-	}
+	a.Send(2, ClassCalls, call(1, "")) // the refusal may be there before it is queued
 	if n := await(t, a.dropped); n != 1 {
 		t.Fatalf("%d messages dropped", n)
 	}
