@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/logstore"
 	"github.com/almanacdb/almanac/internal/replica"
 	"github.com/almanacdb/almanac/internal/timeline"
 )
@@ -84,13 +85,22 @@ func (o *watcher) replica(n *node, v *replica.Visible) {
 		}
 		p.first = first
 	}
-	// A log that ends below has yet to be reset for a snapshot that was installed.
-	if v.Applied.Index > p.applied && v.Applied.Index <= n.logs.Log(r).Last() {
+	if v.Applied.Index > p.applied && logHolds(n.logs.Log(r), v.Applied) {
 		o.applied(n, r, p.applied+1, v.Applied.Index)
 		o.w.count.Applied += int(v.Applied.Index - p.applied)
 		p.applied = v.Applied.Index
 		o.groups(n, v)
 	}
+}
+
+// logHolds says whether a log has what was applied. One that ends below, or has another entry
+// there, has yet to be reset for a snapshot that was installed (S4).
+func logHolds(l *logstore.Log, applied base.LogMark) bool {
+	if applied.Index > l.Last() || applied.Index+1 < l.First() {
+		return false
+	}
+	term, err := l.Term(applied.Index)
+	return err == nil && term == applied.Term
 }
 
 // leader: one replica at most orders in a term.
