@@ -25,4 +25,5 @@ const (
 	OracleJumps                   // T3: a new oracle goes on from the bound without waiting
 	FiresEarly                    // 3: an advance is two seconds ahead of the oracle
 	EventsForgotten               // E7: a new orderer goes on above the highest acked event
+	PromiseForgotten              // 9: a restarted replica votes and stands at once
 )

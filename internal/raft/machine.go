@@ -20,6 +20,7 @@ import (
 	"github.com/almanacdb/almanac/internal/clock"
 	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/plant"
 )
 
 // Machine is one replica's raft: Step, Tick and Propose change it, Ready says what it
@@ -75,7 +76,7 @@ func New(o Options) (*Machine, error) {
 		rounds:  rounds{self: o.Replica, echoed: make(map[base.ReplicaID]clock.Mono)},
 		lastMin: last, lastMax: last,
 	}
-	if o.Restarted {
+	if o.Restarted && !plant.On(plant.PromiseForgotten) {
 		m.withheldUntil = o.Now.Add(m.promise)
 	}
 	m.node, err = etcdraft.NewRawNode(&etcdraft.Config{

@@ -48,15 +48,20 @@ func TestScenarios(t *testing.T) {
 type script struct {
 	w       *World
 	shift   uint64 // added to its seed
+	dir     string // where drawings of histories go
 	begun   map[string]*attempt
 	shots   map[string]*snapshot
 	members int
 	lines   []string // of the trace, since it was last shown
 }
 
+func newScript(shift uint64) *script {
+	return &script{shift: shift, begun: make(map[string]*attempt), shots: make(map[string]*snapshot)}
+}
+
 // play plays a script, with its seed shifted, and returns the hash of its trace.
 func play(t *testing.T, path string, shift uint64) (hash uint64) {
-	s := &script{shift: shift, begun: make(map[string]*attempt), shots: make(map[string]*snapshot)}
+	s := newScript(shift)
 	t.Run(fmt.Sprintf("shift=%d", shift), func(t *testing.T) {
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			var out strings.Builder
@@ -147,7 +152,7 @@ func (s *script) do(t *testing.T, words []string) (string, error) {
 func (s *script) start(t *testing.T, a args) (string, error) {
 	seed := uint64(a.number("seed")) + s.shift
 	cryptotest.SetGlobalRandom(t, seed)
-	w := newWorld(Config{Seed: seed, Nodes: int(a.number("nodes")), Small: true, Trace: s.noteLine})
+	w := newWorld(Config{Seed: seed, Nodes: int(a.number("nodes")), Small: true, Dir: s.dir, Trace: s.noteLine})
 	s.w, w.manual = w, true
 	w.flushEvery = a.duration("flush", 200*time.Millisecond)
 	w.start()
@@ -287,7 +292,14 @@ var clusterCommands = map[string]func(*script, args) (string, error){
 		s.w.partition(part)
 		return "", err
 	},
-	"cut":  (*script).cut,
+	"cut": (*script).cut,
+	"gone": each(func(s *script, n *node, a args) (string, error) { // n1 n2: n1 takes n2's process for gone
+		peer, err := s.node(a.at(1))
+		if err == nil {
+			n.deliver(func() { n.store.PeerGone(peer.id) })
+		}
+		return "", err
+	}),
 	"heal": func(s *script, _ args) (string, error) { s.w.healNetwork(); return "", nil },
 	"links": func(s *script, a args) (string, error) {
 		f := transport.Faults{
@@ -322,7 +334,8 @@ func (s *script) crash(n *node, a args) (string, error) {
 	return "", nil
 }
 
-// cut cuts links in one direction: n1->n2, n1->all, all->n1.
+// cut cuts links in one direction: n1->n2, n1->all, all->n1; with "replication" after it,
+// calls still pass.
 func (s *script) cut(a args) (string, error) {
 	from, to, ok := strings.Cut(a.at(0), "->")
 	if !ok {
@@ -332,7 +345,11 @@ func (s *script) cut(a args) (string, error) {
 	targets, err2 := s.nodes(to)
 	for _, f := range sources {
 		for _, t := range targets {
-			if f != t {
+			switch {
+			case f == t:
+			case a.at(1) == "replication":
+				s.w.repl.Cut(f.id, t.id)
+			default:
 				s.w.cut(f.id, t.id)
 			}
 		}
