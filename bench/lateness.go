@@ -45,7 +45,7 @@ func latenessMeasure(s system) measure {
 		}
 		return figures{
 			"p50": f.Quantile(50).Seconds(), "p99": f.Quantile(99).Seconds(), "max": f.Quantile(100).Seconds(),
-			"soonest": f.Soonest.Seconds(), "early": float64(f.Early), "missing": float64(f.Missing + f.Errors),
+			"soonest": f.Soonest.Seconds(), "early": float64(f.Early), "missing": float64(f.Missing + f.Refused + f.Errors),
 		}, nil
 	}}
 }

@@ -230,8 +230,8 @@ func (b *bench) drive(ctx context.Context, c *cluster, l load.Load) (figures, er
 	if err != nil {
 		return nil, err
 	}
-	if t.Ops == 0 || t.Errors*100 > t.Ops {
-		return nil, fmt.Errorf("%d operations were done and %d failed, the first one: %v", t.Ops, t.Errors, t.FirstError)
+	if t.Ops == 0 || (t.Errors+t.Refused)*100 > t.Ops {
+		return nil, fmt.Errorf("%d operations were done, %d refused and %d failed, the first one: %v", t.Ops, t.Refused, t.Errors, t.FirstError)
 	}
 	return figures{
 		"rate": t.PerSecond(), "p50": t.Quantile(50).Seconds(), "p99": t.Quantile(99).Seconds(),

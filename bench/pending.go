@@ -34,8 +34,8 @@ func pendingMeasure() measure {
 		if err != nil {
 			return nil, err
 		}
-		if t.Errors > 0 {
-			return nil, fmt.Errorf("%d of %d events were not published, the first one: %w", t.Errors, b.pending, t.FirstError)
+		if t.Ops < b.pending {
+			return nil, fmt.Errorf("%d of %d events were not published, %d of them were refused, the first error: %v", b.pending-t.Ops, b.pending, t.Refused, t.FirstError)
 		}
 		if !pause(ctx, b.idle) {
 			return nil, ctx.Err()

@@ -48,7 +48,7 @@ func pressureMeasure(s system, a api) measure {
 		}
 		return figures{
 			"clients": float64(clients), "peak": peak, "share": t.PerSecond() / peak, "p99": t.Quantile(99).Seconds(),
-			"refused": float64(t.Errors) / float64(t.Ops+t.Errors),
+			"refused": float64(t.Refused) / float64(t.Ops+t.Refused+t.Errors),
 		}, nil
 	}}
 }

@@ -283,7 +283,7 @@ func TestBench(t *testing.T) {
 	s.server.NodeList = []*almanacv1.Node{{NodeId: 1, Address: "a:1", Alive: true}}
 	s.server.RangeList = []*almanacv1.RangeInfo{{RangeId: 2, Keyspace: "default", Leader: 1}}
 	s.server.StatusAnswer = &almanacv1.StatusResponse{Node: &almanacv1.NodeStatus{RssBytes: 42}}
-	const fields = `"work clients batch size ops errors seconds ops_per_s p50_ms p95_ms p99_ms max_ms"`
+	const fields = `"work clients batch size ops refused errors seconds ops_per_s p50_ms p95_ms p99_ms max_ms"`
 	for _, test := range []struct {
 		line string
 		ops  float64
@@ -312,7 +312,7 @@ func TestBench(t *testing.T) {
 				t.Errorf("%s: no %s in %s", test.line, name, r.out)
 			}
 		}
-		if got["ops"] != test.ops || got["errors"] != 0.0 {
+		if got["ops"] != test.ops || got["errors"] != 0.0 || got["refused"] != 0.0 {
 			t.Errorf("%s: %s", test.line, r.out)
 		}
 		if got["missing"] != nil && (got["missing"] != 0.0 || got["early"] != 0.0) {

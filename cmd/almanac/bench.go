@@ -29,9 +29,11 @@ type benchFlags struct {
 
 const benchHelp = `Make load and measure it. Results go to stdout, progress to stderr.
 
-Each of --clients sends a request, waits for the answer, then sends the next; with
---rate they keep to a schedule of that many operations a second in all, and latency
-counts from the scheduled time. --batch puts that many operations into one request: a
+Each of --clients sends a request, waits for the answer, then sends the next. With
+--rate, requests go out on a schedule of that many operations a second in all, whatever
+became of those before, as long as no more than --clients are outstanding; latency
+counts from the scheduled time. refused counts operations that a busy server refused
+until the client gave up; errors counts those that failed otherwise. --batch puts that many operations into one request: a
 transaction of kv (its keys must lie in one range), a batch of events. ops counts
 operations, latencies are those of requests. The same --seed gives the same keys.`
 
@@ -79,7 +81,7 @@ func (f *benchFlags) register(flags *pflag.FlagSet) {
 	flags.IntVar(&f.keys, "keys", 10_000, "number of different keys")
 	flags.DurationVar(&f.duration, "duration", 10*time.Second, "how long")
 	flags.Int64Var(&f.count, "count", 0, "stop after this many operations; timer: number of events (default 10000)")
-	flags.Float64Var(&f.rate, "rate", 0, "operations a second in all; 0 means as many as possible")
+	flags.Float64Var(&f.rate, "rate", 0, "operations a second in all, on a schedule; 0 means as many as possible")
 	flags.DurationVar(&f.over, "over", 5*time.Second, "timer: spread the due times over this long")
 	flags.Int64Var(&f.pending, "pending", 0, "timer: publish this many events that stay pending, and report rate and memory")
 	flags.DurationVar(&f.dueIn, "due-in", time.Hour, "timer: when the pending events fall due")
@@ -134,7 +136,7 @@ func (f *benchFlags) record(work string, t load.Tally) *record {
 		r.str("op", f.op)
 	}
 	r.num("clients", int64(f.clients)).num("batch", int64(f.batch)).num("size", int64(f.size))
-	r.num("ops", t.Ops).num("errors", t.Errors).float("seconds", t.Elapsed.Seconds(), 3).float("ops_per_s", t.PerSecond(), 1)
+	r.num("ops", t.Ops).num("refused", t.Refused).num("errors", t.Errors).float("seconds", t.Elapsed.Seconds(), 3).float("ops_per_s", t.PerSecond(), 1)
 	r.float("p50_ms", ms(t.Quantile(50)), 3).float("p95_ms", ms(t.Quantile(95)), 3)
 	return r.float("p99_ms", ms(t.Quantile(99)), 3).float("max_ms", ms(t.Quantile(100)), 3)
 }

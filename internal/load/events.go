@@ -159,7 +159,7 @@ func (e *Events) Fire(ctx context.Context, l Load, over time.Duration, w io.Writ
 		return Fired{}, err
 	}
 	f := lateness.Fired()
-	f.Errors, f.Elapsed = published.Errors, time.Since(begin)
+	f.Errors, f.Refused, f.Elapsed = published.Errors, published.Refused, time.Since(begin)
 	f.Missing = max(0, published.Ops-r.distinct)
 	return f, nil
 }

@@ -5,7 +5,9 @@
 package load
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,6 +16,9 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/almanacdb/almanac/client"
 )
 
 // Request is one request of a client, of n operations; it returns how many it did.
@@ -24,17 +29,21 @@ type Load struct {
 	Clients, Batch int           // Batch is the operations in one request
 	Count          int64         // operations; 0 means no limit
 	Duration       time.Duration // 0 means no limit
-	Rate           float64       // operations a second in all; 0 means no schedule
-	Seed           uint64        // of all random choices
-	Request        func(client int) Request
+	// Rate is operations a second in all, on a schedule that waits for no answer while
+	// fewer than Clients requests are outstanding; 0 means no schedule.
+	Rate    float64
+	Seed    uint64 // of all random choices
+	Request func(client int) Request
 }
 
 // Tally is what came of a load.
 type Tally struct {
-	Ops, Errors int64 // operations done, and not done
-	Elapsed     time.Duration
-	Latencies   *hdrhistogram.Histogram // of requests, in microseconds
-	FirstError  error                   // of whichever client had one
+	Ops        int64 // operations done
+	Refused    int64 // operations that a busy server refused, so that they were not done
+	Errors     int64 // operations that failed otherwise
+	Elapsed    time.Duration
+	Latencies  *hdrhistogram.Histogram // of requests, in microseconds
+	FirstError error                   // of whichever client had one; no refusal
 }
 
 // PerSecond returns operations a second.
@@ -61,7 +70,7 @@ func observe(h *hdrhistogram.Histogram, d time.Duration) {
 
 // Run carries a load out. Progress goes to w once a second.
 func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
-	var ops, failed, taken atomic.Int64
+	var ops, refused, failed, taken, turns atomic.Int64
 	start := time.Now()
 	stop := func() bool {
 		return ctx.Err() != nil || l.Duration > 0 && time.Since(start) >= l.Duration
@@ -81,8 +90,8 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 			random := rand.New(rand.NewPCG(l.Seed, uint64(i)))
 			send, latencies := l.Request(i), newHistogram()
 			var first error
-			for turn := 0; !stop(); turn++ {
-				due, ok := l.schedule(ctx, start, i, turn)
+			for !stop() {
+				due, ok := l.schedule(ctx, start, turns.Add(1)-1)
 				n := 0
 				if ok {
 					n = take()
@@ -95,9 +104,11 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 					if ctx.Err() != nil {
 						break
 					}
-					failed.Add(int64(n - did))
-					if first == nil {
-						first = err
+					if isRefusal(err) {
+						refused.Add(int64(n - did))
+					} else {
+						failed.Add(int64(n - did))
+						first = cmp.Or(first, err)
 					}
 					pause(ctx, 10*time.Millisecond)
 				} else {
@@ -114,31 +125,35 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 		})
 	}
 	quiet := progress(w, func(since time.Duration) string {
-		return fmt.Sprintf("%.0fs  %d operations, %d errors", since.Seconds(), ops.Load(), failed.Load())
+		return fmt.Sprintf("%.0fs  %d operations, %d refused, %d errors", since.Seconds(), ops.Load(), refused.Load(), failed.Load())
 	})
 	wg.Wait()
 	quiet()
-	total.Ops, total.Errors, total.Elapsed = ops.Load(), failed.Load(), time.Since(start)
+	total.Ops, total.Refused, total.Errors, total.Elapsed = ops.Load(), refused.Load(), failed.Load(), time.Since(start)
 	if total.FirstError != nil {
 		fmt.Fprintf(w, "first error: %v\n", total.FirstError)
 	}
 	return total, ctx.Err()
 }
 
-// schedule waits until a client's turn and returns when that was due. Without a rate
+// schedule waits until the nth request is due and returns when that was. Without a rate
 // it is now. It says false if the load ends before.
-func (l Load) schedule(ctx context.Context, start time.Time, client, turn int) (time.Time, bool) {
+func (l Load) schedule(ctx context.Context, start time.Time, nth int64) (time.Time, bool) {
 	if l.Rate <= 0 {
 		return time.Now(), true
 	}
-	nth := float64(turn*l.Clients+client) * float64(l.Batch)
-	after := time.Duration(nth / l.Rate * float64(time.Second))
+	after := time.Duration(float64(nth) * float64(l.Batch) / l.Rate * float64(time.Second))
 	if l.Duration > 0 && after >= l.Duration {
 		return start, false
 	}
 	due := start.Add(after)
 	pause(ctx, time.Until(due))
 	return due, ctx.Err() == nil
+}
+
+// isRefusal says whether a server refused a request because it has no room for it.
+func isRefusal(err error) bool {
+	return client.ReasonOf(err) == client.ReasonBusy || errors.Is(err, rpctypes.ErrTooManyRequests)
 }
 
 func pause(ctx context.Context, d time.Duration) {

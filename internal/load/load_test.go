@@ -8,6 +8,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/almanacdb/almanac/client"
 )
 
 // A load does as many operations as it is asked for, whatever the batches, and counts
@@ -32,6 +36,57 @@ func TestCounts(t *testing.T) {
 	}
 	if tally.Errors > 0 && tally.FirstError == nil {
 		t.Error("the error is lost")
+	}
+}
+
+// What a busy server refused, of either API, is no failure.
+func TestRefusalsAreCountedApart(t *testing.T) {
+	outcomes := []error{&client.Error{Reason: client.ReasonBusy}, rpctypes.ErrTooManyRequests, errors.New("broken"), nil}
+	l := Load{Clients: 1, Batch: 1, Count: 4, Request: func(int) Request {
+		return func(context.Context, *rand.Rand, int) (int, error) {
+			err := outcomes[0]
+			outcomes = outcomes[1:]
+			if err != nil {
+				return 0, err
+			}
+			return 1, nil
+		}
+	}}
+	tally, err := l.Run(t.Context(), io.Discard)
+	if err != nil || tally.Ops != 1 || tally.Refused != 2 || tally.Errors != 1 {
+		t.Errorf("%+v, %v", tally, err)
+	}
+	if tally.FirstError == nil || tally.FirstError.Error() != "broken" {
+		t.Errorf("the first error is %v", tally.FirstError)
+	}
+}
+
+// With a rate nobody waits for an answer: while one request gets none, the others go out.
+func TestRateWaitsForNoAnswer(t *testing.T) {
+	const clients = 4
+	var sent atomic.Int64
+	stuck := make(chan struct{})
+	l := Load{Clients: clients, Batch: 1, Count: 100, Rate: 10_000, Request: func(int) Request {
+		return func(context.Context, *rand.Rand, int) (int, error) {
+			switch n := sent.Add(1); {
+			case n < clients:
+				<-stuck
+			case n == 100:
+				close(stuck)
+			}
+			return 1, nil
+		}
+	}}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	go func() { // so that a failure ends
+		<-ctx.Done()
+		if sent.Load() < 100 {
+			close(stuck)
+		}
+	}()
+	if tally, err := l.Run(ctx, io.Discard); err != nil || tally.Ops != 100 {
+		t.Errorf("%d of 100 done, %v", tally.Ops, err)
 	}
 }
 
