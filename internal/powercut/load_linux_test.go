@@ -31,10 +31,10 @@ type load struct {
 
 	mu        sync.Mutex
 	rounds    int
-	puts      map[string]string // acknowledged, by key
-	published map[string]bool   // acknowledged, by message id
-	received  map[string]bool   // by the group, by message id
-	acked     map[string]bool   // by message id and position, if the ack was confirmed
+	puts      map[string]string    // acknowledged, by key
+	published map[string]bool      // acknowledged, by message id
+	received  map[string]bool      // by the group, by message id
+	acked     map[string]time.Time // by message id and position: when the ack was confirmed
 	tried     int
 }
 
@@ -43,7 +43,7 @@ func newLoad(t *testing.T, c *cluster) *load {
 	if _, err := c.Client.Events.CreateTopic(t.Context(), topic, client.TopicOptions{Partitions: 4}); err != nil {
 		t.Fatal(err)
 	}
-	return &load{c: c, puts: map[string]string{}, published: map[string]bool{}, received: map[string]bool{}, acked: map[string]bool{}}
+	return &load{c: c, puts: map[string]string{}, published: map[string]bool{}, received: map[string]bool{}, acked: map[string]time.Time{}}
 }
 
 // through returns a client of one node, which does not try again by itself.
@@ -147,10 +147,11 @@ func (l *load) settle(ctx context.Context, sub *client.Subscription) error {
 	if err := sub.Flush(flushing); err != nil {
 		return err
 	}
+	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range batch {
-		l.acked[place(e)] = true
+		l.acked[place(e)] = now
 	}
 	return nil
 }
@@ -173,31 +174,42 @@ func (l *load) judge(t *testing.T) (x lost) {
 		x.puts = max(x.puts, l.lostPuts(t, cl))
 	}
 	missing, at := maps.Clone(l.published), map[string]string{}
-	l.drain(t, fmt.Sprintf("judge%d", l.rounds), 3*time.Second, func(e *client.Event) bool {
+	l.drain(t, fmt.Sprintf("judge%d", l.rounds), func() (time.Duration, bool) { return patience, len(missing) > 0 }, func(e *client.Event) {
 		delete(missing, e.MessageID)
 		if other, ok := at[e.MessageID]; ok && other != place(e) {
 			t.Errorf("published once, and there twice: %s, %s", other, place(e))
 		}
 		at[e.MessageID] = place(e)
-		return len(missing) > 0
 	})
-	x.events = len(missing)
 	settled := maps.Clone(l.acked)
 	waiting := maps.Clone(l.published)
 	maps.DeleteFunc(waiting, func(id string, _ bool) bool { return l.received[id] })
-	again := map[string]bool{}
-	l.drain(t, group, time.Second, func(e *client.Event) bool {
-		if settled[place(e)] {
-			again[place(e)] = true
+	again, now := map[string]string{}, time.Now()
+	l.drain(t, group, func() (time.Duration, bool) {
+		if len(waiting) > 0 {
+			return patience, true
+		}
+		return time.Second, true
+	}, func(e *client.Event) {
+		if acked, ok := settled[place(e)]; ok {
+			again[place(e)] = fmt.Sprintf("%s, acked %v after the last cut began, handed out for the attempt %d %v after that",
+				place(e), acked.Sub(l.c.began), e.Attempt, e.ReceivedAt.Sub(l.c.began))
 		}
 		delete(waiting, e.MessageID)
-		l.received[e.MessageID], l.acked[place(e)] = true, true
-		return true
+		l.received[e.MessageID], l.acked[place(e)] = true, now
 	})
 	if x.acks = len(again); x.acks > 0 {
-		t.Logf("handed out again: %v", slices.Sorted(maps.Keys(again))[:min(x.acks, 5)])
+		t.Logf("handed out again: %s", strings.Join(slices.Sorted(maps.Values(again))[:min(x.acks, 20)], "\n"))
 	}
-	x.events = max(x.events, len(waiting))
+	for what, lost := range map[string]map[string]bool{"by a new group": missing, "by the group": waiting} {
+		if n := len(lost); n > 0 {
+			t.Logf("%d events not received %s: %v", n, what, slices.Sorted(maps.Keys(lost))[:min(n, 20)])
+		}
+	}
+	x.events = max(len(missing), len(waiting))
+	if !x.none() {
+		l.ranges(t)
+	}
 	t.Logf("%s round %d: %d tried; acknowledged: %d puts, %d events, %d acks; lost: %d, %d, %d", proctest.Clock(), l.rounds, l.tried,
 		len(l.puts), len(l.published), len(settled), x.puts, x.events, x.acks)
 	return x
@@ -230,17 +242,37 @@ func (l *load) lostPuts(t *testing.T, cl *client.Client) (n int) {
 	return n
 }
 
-// drain receives what a group has not acked, and acks it, while more says so and something
-// comes within the patience, or 3 s for the first.
-func (l *load) drain(t *testing.T, group string, patience time.Duration, more func(*client.Event) bool) {
+// ranges logs how far each replica is.
+func (l *load) ranges(t *testing.T) {
+	t.Helper()
+	status, err := l.c.Client.Cluster.Ranges(proctest.Within(t, 10*time.Second), "", "")
+	if err != nil {
+		t.Log(err)
+	}
+	for _, r := range status {
+		t.Logf("%+v", r)
+	}
+}
+
+// patience is how long an event is waited for: a gateway that died keeps those that were
+// handed out to its members until its sessions end.
+const patience = 10 * time.Second
+
+// drain receives what a group has not acked, and acks it, until nothing came for as long as
+// wait says, or 3 s for the first, or wait says that nothing more is wanted.
+func (l *load) drain(t *testing.T, group string, wait func() (time.Duration, bool), got func(*client.Event)) {
 	t.Helper()
 	sub, err := l.c.Client.Events.Subscribe(proctest.Within(t, 20*time.Second), client.SubscribeOptions{Topic: topic, Group: group})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait, going := 3*time.Second, true
-	for going {
-		ctx, cancel := context.WithTimeout(t.Context(), wait)
+	least := 3 * time.Second
+	for {
+		d, more := wait()
+		if !more {
+			break
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), max(d, least))
 		batch, err := sub.NextBatch(ctx, 500)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) || client.ReasonOf(err) == client.ReasonDeadline {
@@ -250,12 +282,12 @@ func (l *load) drain(t *testing.T, group string, patience time.Duration, more fu
 			t.Fatal(err)
 		}
 		for _, e := range batch {
-			going = more(e) && going
+			got(e)
 		}
 		if err := sub.Ack(batch...); err != nil {
 			t.Fatal(err)
 		}
-		wait = patience
+		least = 0
 	}
 	if err := sub.Close(proctest.Within(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
