@@ -170,7 +170,7 @@ func (d *Dispatcher) openLane(r effect.Reader, p base.PartitionID, g base.GroupI
 		return nil, fault.New(fault.NotFound, "group %d does not exist in partition %v", g, p)
 	}
 	l := &lane{partition: p, group: g, scan: rec.Cursor, cursor: rec.Cursor, marks: int(rec.Acked), more: true}
-	l.skipMarks = rec.Acked > 0
+	l.skipMarks = rec.Acked > 0 && !plant.On(plant.AcksForgotten)
 	if plant.On(plant.EventsForgotten) {
 		last := base.Position{DueMS: math.MaxInt64}
 		if err := timeline.AckedAbove(r, p, g, rec.Cursor, last, func(pos base.Position) bool { l.scan = pos; return true }); err != nil {

@@ -26,4 +26,5 @@ const (
 	FiresEarly                    // 3: an advance is two seconds ahead of the oracle
 	EventsForgotten               // E7: a new orderer goes on above the highest acked event
 	PromiseForgotten              // 9: a restarted replica votes and stands at once
+	AcksForgotten                 // E6: a new orderer hands out what was acked above the cursor
 )

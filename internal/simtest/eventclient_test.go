@@ -161,9 +161,10 @@ type member struct {
 	holds   bool  // acks nothing
 	gw      *node
 	life    int
-	at      base.NodeID // who was asked for the session
-	session uint64      // 0: none
-	got     uint64      // deliveries of the session
+	at      base.NodeID   // who was asked for the session
+	session uint64        // 0: none
+	joined  time.Duration // when the session was asked for
+	got     uint64        // deliveries of the session
 }
 
 // memberSink is a session's sink.
@@ -181,7 +182,7 @@ func (m *member) open() {
 	if m.gw = m.via; m.gw == nil {
 		m.gw = m.w.anyNode()
 	}
-	m.life, m.got, m.session = m.gw.life, 0, 0
+	m.life, m.got, m.session, m.joined = m.gw.life, 0, 0, m.w.rec.Now()
 	if !m.gw.up {
 		m.w.after(m.w.backoff(), m.open)
 		return
@@ -289,7 +290,7 @@ func (m *member) delivered(d *wire.Delivery) {
 	w.tracef("member %d of group %d gets %s, attempt %d", m.id, m.group, id, d.Attempt)
 	w.rec.Delivered(lincheck.Delivery{
 		EventID: eventID(id), Group: groupName(m.group), Partition: d.Partition.Partition, Position: pos,
-		Attempt: int(d.Attempt), AtMS: w.trueMS(), At: w.rec.Now(),
+		Attempt: int(d.Attempt), AtMS: w.trueMS(), At: w.rec.Now(), Joined: m.joined,
 	})
 	if !m.holds && (w.manual || w.load.stopping || w.chance(0.85)) {
 		w.after(w.between(time.Millisecond, 100*time.Millisecond), func() { m.ack(id, d.Partition, pos) })

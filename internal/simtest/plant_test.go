@@ -68,6 +68,7 @@ var plants = []Plant{
 	{name: "oracle without lease", rule: "T1", where: "replica/oraclerole.go", caught: `invariant 2`, bugs: []plant.Bug{plant.OracleWithoutLease}, script: "deposed_oracle"},
 	{name: "oracle jumps to its bound", rule: "T3", where: "oracle/oracle.go", caught: `early`, bugs: []plant.Bug{plant.OracleJumps}, focus: transfers, nodes: 3},
 	{name: "event lost at a change of leader", rule: "invariant 3", where: "dispatch/dispatch.go", caught: `did not recover.* for group|lost`, bugs: []plant.Bug{plant.EventsForgotten}},
+	{name: "acks forgotten at a change of leader", rule: "invariant 5", where: "dispatch/dispatch.go", caught: `invariant 5: .*delivered after ack`, bugs: []plant.Bug{plant.AcksForgotten}},
 }
 
 // focus is faults of one kind, one about every second, for bugs that show under them alone.
