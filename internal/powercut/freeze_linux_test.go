@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ func freeze(pid int) error {
 	if pid == 0 || unix.Kill(pid, unix.SIGSTOP) != nil {
 		return nil // it has ended
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
 		frozen, err := isFrozen(pid)
 		if frozen || err != nil {
 			return err
