@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/timeline"
 )
 
 func BenchmarkEncodePut(b *testing.B) {
@@ -58,5 +59,21 @@ func BenchmarkEncodeState(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		buf = EncodeState(buf[:0], st)
+	}
+}
+
+func BenchmarkEncodePublish(b *testing.B) {
+	for _, events := range []int{1, 100} {
+		batch := timeline.Batch{Partition: base.PartitionID{Topic: 7, Partition: 3}}
+		for range events {
+			batch.Events = append(batch.Events, timeline.NewEvent{MessageID: "order-4711", Payload: make([]byte, 256)})
+		}
+		p := &timeline.Publish{Batches: []timeline.Batch{batch}}
+		b.Run(fmt.Sprintf("%d events", events), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = mustEncode(b, Header{Kind: KindPublish}, p)
+			}
+		})
 	}
 }

@@ -10,6 +10,14 @@ import (
 // The bodies of package timeline. Partitions stand in the write list.
 
 func (p *parts) publish(pub *timeline.Publish) {
+	size := binary.MaxVarintLen32
+	for i := range pub.Batches {
+		size += binary.MaxVarintLen32
+		for j := range pub.Batches[i].Events {
+			size += newEventSize(&pub.Batches[i].Events[j])
+		}
+	}
+	p.body = make([]byte, 0, size)
 	p.body = binary.AppendUvarint(p.body, uint64(len(pub.Batches)))
 	for i := range pub.Batches {
 		batch := &pub.Batches[i]
@@ -19,6 +27,15 @@ func (p *parts) publish(pub *timeline.Publish) {
 			p.body = appendNewEvent(p.body, &batch.Events[j])
 		}
 	}
+}
+
+// newEventSize is about the most bytes that appendNewEvent appends.
+func newEventSize(e *timeline.NewEvent) int {
+	n := 4*binary.MaxVarintLen32 + 2*binary.MaxVarintLen64 + len(e.MessageID) + len(e.OrderingKey) + len(e.Payload)
+	for i := range e.Headers {
+		n += 2*binary.MaxVarintLen32 + len(e.Headers[i].Name) + len(e.Headers[i].Value)
+	}
+	return n
 }
 
 func appendNewEvent(b []byte, e *timeline.NewEvent) []byte {
