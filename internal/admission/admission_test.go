@@ -219,6 +219,31 @@ func TestUnaryCallsHoldAndReturn(t *testing.T) {
 	}
 }
 
+// The calls of one stream hold half of the share together, and leave the rest to others.
+func TestStreamsHoldTheirPart(t *testing.T) {
+	in := &Intake{Bytes: NewPool(1000)}
+	stream := in.Part()
+	first, second, other := stream.Begin(), stream.Begin(), in.Begin()
+	if err := first.Hold(400); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Hold(200); fault.KindOf(err) != fault.Busy {
+		t.Errorf("600 of 1000 by one stream: %v", err)
+	}
+	if err := other.Hold(500); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+	first.Leave()
+	if err := second.Hold(200); err != nil {
+		t.Errorf("the stream's answers were read: %v", err)
+	}
+	second.Leave()
+	other.Leave()
+	if in.Bytes.Used() != 0 || stream.part.Used() != 0 {
+		t.Errorf("%d and %d are held in the end", in.Bytes.Used(), stream.part.Used())
+	}
+}
+
 func TestCallsWithoutAnIntakeAreUnbounded(t *testing.T) {
 	c := (&Intake{}).Begin()
 	if err := errors.Join(c.Hold(1<<40), Hold(context.Background(), 1<<40)); err != nil {

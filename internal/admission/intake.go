@@ -2,6 +2,7 @@ package admission
 
 import (
 	"context"
+	"math"
 
 	"github.com/almanacdb/almanac/internal/fault"
 )
@@ -19,6 +20,17 @@ type Intake struct {
 	Streams *Pool
 	// Refused, if set, is told of each call that was refused.
 	Refused func()
+
+	part *Pool // of Bytes, what these calls may hold together; nil: all
+}
+
+// Part returns an intake for the calls of one stream, which together hold no more than
+// half of the share, so that a client that does not read its answers leaves the rest.
+func (in *Intake) Part() *Intake {
+	if in.Bytes == nil {
+		return in
+	}
+	return &Intake{Bytes: in.Bytes, Streams: in.Streams, Refused: in.Refused, part: NewPool(in.Bytes.Limit() / 2)}
 }
 
 // Call is one call's part of an Intake. One goroutine at a time uses it.
@@ -36,6 +48,15 @@ func (in *Intake) Enter() (*Call, error) {
 	return c, nil
 }
 
+// begun is how many calls of one connection may be without their message: what they hold
+// is a quarter of the share at most.
+func (in *Intake) begun() int {
+	if in.Bytes == nil {
+		return math.MaxInt
+	}
+	return max(1, int(in.Bytes.Limit())/callBytes/4)
+}
+
 // Begin begins a call that was let in elsewhere.
 func (in *Intake) Begin() *Call { return &Call{in: in} }
 
@@ -50,7 +71,12 @@ func (c *Call) Hold(n int) error {
 		return fault.New(fault.TooLarge, "the request and its answer take more than the %d MiB that this node's --memory allows one", p.Limit()>>21).
 			WithRemedy("read with a limit, page by page, write in smaller batches, or give the node more memory")
 	}
+	if !c.in.part.Take(n) {
+		return fault.New(fault.Busy, "the calls and unread answers of this stream hold all of this node's memory that one stream may").
+			WithRemedy("read the answers, and have fewer calls under way")
+	}
 	if !p.Take(n) {
+		c.in.part.Put(n)
 		if c.in.Refused != nil {
 			c.in.Refused()
 		}
@@ -65,6 +91,7 @@ func (c *Call) Hold(n int) error {
 func (c *Call) Leave() {
 	if c.held > 0 {
 		c.in.Bytes.Put(c.held)
+		c.in.part.Put(c.held)
 	}
 	c.held = 0
 }

@@ -24,6 +24,8 @@ type Registrar struct {
 	Status func(context.Context, error) error
 	// Unary, if set, is called around the handlers of unary methods.
 	Unary grpc.UnaryServerInterceptor
+	// Waits, if set, ends what clients let wait. The server needs Codec then.
+	Waits *Waits
 
 	mu      sync.Mutex
 	streams map[any]int // open ones, by connection: each has an address of its own
@@ -63,7 +65,10 @@ func (r *Registrar) unary(method string, handle grpc.MethodHandler) grpc.StreamH
 		}
 		defer call.Leave()
 		receive := func(m any) error {
-			if err := s.RecvMsg(m); err != nil {
+			if err := r.Waits.receive(s, r.Intake.begun(), m); err != nil {
+				if fault.KindOf(err) == fault.Busy {
+					return r.Status(s.Context(), err)
+				}
 				return err
 			}
 			if err := call.Hold(messageBytes(m)); err != nil {
@@ -75,7 +80,7 @@ func (r *Registrar) unary(method string, handle grpc.MethodHandler) grpc.StreamH
 		if err != nil {
 			return err
 		}
-		return s.SendMsg(reply)
+		return r.Waits.sendReply(s, reply)
 	}
 }
 
@@ -91,6 +96,9 @@ func (r *Registrar) stream(handle grpc.StreamHandler) grpc.StreamHandler {
 				WithRemedy("use fewer streams, or give the node more memory with --memory"))
 		}
 		defer r.Intake.Streams.Put(streamBytes)
+		if r.Waits != nil {
+			s = &watchedStream{ServerStream: s, waits: r.Waits}
+		}
 		return handle(impl, s)
 	}
 }

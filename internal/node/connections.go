@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // speakWithin is how long a connection may stay without having sent a byte; what a server
@@ -34,6 +35,9 @@ type connections struct {
 
 	refused, silent atomic.Int64 // since the node began
 	lastLine        atomic.Int64 // ms, when the log last told of them
+
+	cut     atomic.Int64 // closed for a reason, since the node began
+	cutLine rate.Sometimes
 }
 
 // lineEvery is how often the log tells of refused and silent connections, at most.
@@ -43,6 +47,7 @@ const lineEvery = 10 * time.Second
 type conn struct {
 	net.Conn
 	from   *connections
+	remote *remote
 	place  *list.Element // in quiet; nil once it has spoken or was closed
 	closed bool
 }
@@ -57,6 +62,29 @@ func (c *conn) Close() error {
 	}
 	c.from.mu.Unlock()
 	return c.Conn.Close()
+}
+
+// RemoteAddr implements net.Conn; the address closes the connection.
+func (c *conn) RemoteAddr() net.Addr { return c.remote }
+
+// remote is a connection's address, and what it is closed by.
+type remote struct {
+	net.Addr
+	conn  *conn
+	begun atomic.Int64
+}
+
+// Begun implements admission.Cutter.
+func (r *remote) Begun() *atomic.Int64 { return &r.begun }
+
+// Cut implements admission.Cutter.
+func (r *remote) Cut(reason string) {
+	from := r.conn.from
+	n := from.cut.Add(1)
+	from.cutLine.Do(func() {
+		from.log.Warn("a connection was closed: "+reason, "port", from.port, "address", r.String(), "closed", n)
+	})
+	_ = r.conn.Close()
 }
 
 // count returns how many connections are open.
@@ -160,6 +188,7 @@ func (b *boundedListener) pause(wait *time.Duration) bool {
 // admit counts a connection in; nil if it was refused.
 func (l *connections) admit(inner net.Conn) *conn {
 	c := &conn{Conn: inner, from: l}
+	c.remote = &remote{Addr: inner.RemoteAddr(), conn: c}
 	l.mu.Lock()
 	var oldest *conn
 	if l.open >= l.limit {
@@ -268,7 +297,7 @@ func (n *Node) bound() {
 		most = defaultConnections
 	}
 	n.connections.client = &connections{
-		port: "client", limit: most, log: log,
+		port: "client", limit: most, log: log, cutLine: rate.Sometimes{First: 3, Interval: time.Second},
 		refusal: goAway(fmt.Sprintf("the node has its %d client connections; close some, or raise --max-connections", most)),
 	}
 	n.connections.peer = &connections{

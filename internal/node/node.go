@@ -45,6 +45,9 @@ type Options struct {
 	MaxClockOffset time.Duration // default 500 ms
 	Tick           time.Duration // default 100 ms
 	ElectionTicks  int           // default 10
+	// ClientPatience is how long a client may take nothing of what it is sent, or leave a
+	// call without its message; default 30 s.
+	ClientPatience time.Duration
 
 	// Storage, if set, adjusts how a store ("log" or "state") is opened; for tests that
 	// make disks fail.
@@ -171,6 +174,9 @@ func Start(o Options) (*Node, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.ClientPatience <= 0 {
+		o.ClientPatience = 30 * time.Second
 	}
 	m := shareOut(o.Memory)
 	debug.SetMemoryLimit(o.Memory - m.offHeap())

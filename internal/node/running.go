@@ -37,6 +37,7 @@ type running struct {
 	client    *grpc.Server
 	peer      *grpc.Server
 	health    *health.Server
+	waits     *admission.Waits
 	ranges    []base.RangeDescriptor // of the catalogue, as rebuild read it last
 }
 
@@ -93,6 +94,7 @@ func (n *Node) serve(ctx context.Context) error {
 		n.goDo(ctx, r.rebuild)
 	}
 	n.goDo(ctx, r.watchDisk)
+	n.goDo(ctx, r.sweepClients)
 	n.serveOn(r.client, n.ports.client, n.connections.client)
 	n.opts.Logger.Info("serving", "node", id.Node, "cluster", id.Bootstrap.Cluster.String(), "address", n.opts.Advertise)
 	return nil
@@ -189,6 +191,7 @@ func clientServerOptions() []grpc.ServerOption {
 		grpc.NumStreamWorkers(256),
 		grpc.ConnectionTimeout(5 * time.Second),
 		grpc.MaxHeaderListSize(64 << 10),
+		admission.Codec(),
 		// A client that is gone, or takes nothing from its socket, is noticed within 40 s;
 		// a ping every 5 s is no abuse: etcd's clients are told to send some.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
@@ -196,9 +199,23 @@ func clientServerOptions() []grpc.ServerOption {
 	}
 }
 
+// sweepClients closes, until ctx ends, the connections of clients that do not do their part.
+func (r *running) sweepClients(ctx context.Context) {
+	t := time.NewTicker(max(min(time.Second, r.waits.Patience/4), time.Millisecond))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			r.waits.Sweep()
+		}
+	}
+}
+
 // admitting registers services whose calls come out of the intake.
 func (r *running) admitting(in *admission.Intake, status func(context.Context, error) error) grpc.ServiceRegistrar {
-	return &admission.Registrar{Server: r.client, Intake: in, Status: status, Unary: r.node.admin.Unary}
+	return &admission.Registrar{Server: r.client, Intake: in, Status: status, Unary: r.node.admin.Unary, Waits: r.waits}
 }
 
 // gates bound what this node's clients have in one range at once: enough to fill a group
@@ -210,7 +227,9 @@ func (n *Node) gates() *admission.Gates {
 
 func (r *running) makeServers(id *identity) {
 	n, l := r.node, &r.node.opts.Limits
-	intake := &admission.Intake{Bytes: n.memory.requests, Streams: n.memory.streams, Refused: n.admin.Refused("memory")}
+	r.waits = &admission.Waits{Now: time.Now, Patience: n.opts.ClientPatience, Pressed: min(n.opts.ClientPatience, 5*time.Second)}
+	refused := n.admin.Refused("memory")
+	intake := &admission.Intake{Bytes: n.memory.requests, Streams: n.memory.streams, Refused: func() { r.waits.Press(); refused() }}
 	r.client = grpc.NewServer(append(clientServerOptions(), n.admin.ServerOptions()...)...)
 	r.gateway = gateway.New(gateway.Options{
 		Intake: intake,

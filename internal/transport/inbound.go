@@ -39,12 +39,16 @@ func (t *TCP) Serve(conn net.Conn) {
 	defer close(in.done)
 	h, err := t.admit(conn)
 	if err != nil {
-		t.opts.Logger.Warn("refused a peer's connection", "address", conn.RemoteAddr(), "node", h.node, "class", h.class, "error", err)
+		t.refusals.Do(func() {
+			t.opts.Logger.Warn("refused a peer's connection", "address", conn.RemoteAddr(), "node", h.node, "class", h.class, "error", err)
+		})
 		return
 	}
 	defer t.enrol(linkKey{h.node, h.class}, in)()
 	if err := t.receive(h, conn); fault.KindOf(err) == fault.Corrupt {
-		t.opts.Logger.Error("broke a peer's connection", "node", h.node, "class", h.class, "error", err)
+		t.breaks.Do(func() {
+			t.opts.Logger.Error("broke a peer's connection", "address", conn.RemoteAddr(), "node", h.node, "class", h.class, "error", err)
+		})
 	}
 }
 

@@ -4,6 +4,9 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/wire"
@@ -18,6 +21,8 @@ type TCP struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // every goroutine that may call out
+
+	refusals, breaks rate.Sometimes // how often the log tells of connections that came in
 
 	mu      sync.RWMutex
 	closed  bool
@@ -42,6 +47,8 @@ func NewTCP(opts Options) (*TCP, error) {
 		return nil, err
 	}
 	t := &TCP{opts: opts, links: make(map[linkKey]*link), inbound: make(map[linkKey]*inbound), conns: make(map[net.Conn]struct{})}
+	t.refusals.First, t.refusals.Interval = 10, time.Second
+	t.breaks.First, t.breaks.Interval = 10, time.Second
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t, nil
 }

@@ -29,6 +29,7 @@ const (
 type kvStream struct {
 	kv     *kvServer
 	stream almanacv1.KV_StreamServer
+	intake *admission.Intake // its part of the node's
 	work   chan *almanacv1.StreamCall
 
 	mu      sync.Mutex
@@ -52,7 +53,7 @@ type reply struct {
 
 // Stream implements almanacv1.KVServer.
 func (s *kvServer) Stream(stream almanacv1.KV_StreamServer) error {
-	k := &kvStream{kv: s, stream: stream, work: make(chan *almanacv1.StreamCall, s.limits.StreamCalls)}
+	k := &kvStream{kv: s, stream: stream, intake: s.intake.Part(), work: make(chan *almanacv1.StreamCall, s.limits.StreamCalls)}
 	k.room.L = &k.mu
 	stop := context.AfterFunc(stream.Context(), func() { k.fail(stream.Context().Err()) })
 	defer stop()
@@ -137,7 +138,7 @@ func (k *kvStream) admit(weight int) (spawn bool, err error) {
 // serve answers calls until there are no more.
 func (k *kvStream) serve() {
 	for call := range k.work {
-		admitted := k.kv.intake.Begin()
+		admitted := k.intake.Begin()
 		m := k.kv.answer(k.stream.Context(), admitted, call)
 		m.Id = call.GetId()
 		own := replyWeight(m)
