@@ -242,7 +242,7 @@ func (l *load) lostPuts(t *testing.T, cl *client.Client) (n int) {
 	return n
 }
 
-// ranges logs how far each replica is.
+// ranges logs who leads each range.
 func (l *load) ranges(t *testing.T) {
 	t.Helper()
 	status, err := l.c.Client.Cluster.Ranges(proctest.Within(t, 10*time.Second), "", "")
@@ -272,6 +272,7 @@ func (l *load) drain(t *testing.T, group string, wait func() (time.Duration, boo
 		if !more {
 			break
 		}
+		asked := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), max(d, least))
 		batch, err := sub.NextBatch(ctx, 500)
 		cancel()
@@ -280,6 +281,9 @@ func (l *load) drain(t *testing.T, group string, wait func() (time.Duration, boo
 		}
 		if err != nil {
 			t.Fatal(err)
+		}
+		if waited := time.Since(asked); waited > time.Second {
+			t.Logf("%s got nothing for %v, then %d events", group, waited, len(batch))
 		}
 		for _, e := range batch {
 			got(e)
