@@ -143,7 +143,8 @@ func (n *Node) repairable(damage error) error {
 }
 
 // damaged ends the node because a file of a store failed its checksum while it was read or
-// compacted. What can be rebuilt is, at the next start.
+// compacted, or a replica's log is not what it was. What can be rebuilt is, at the next
+// start.
 func (n *Node) damaged(store string, err error) {
 	err = fault.Wrap(fault.Corrupt, err, "the %s store is damaged", store)
 	n.mu.Lock()

@@ -158,7 +158,10 @@ func (r *running) tryStore(id *identity) (err error) {
 		Calls: func(from base.NodeID, c *wire.Call, done store.Done) bool {
 			return r.placement.Handle(from, c, done)
 		},
-		Fatal:   r.node.fail,
+		Fatal: r.node.fail,
+		LogDamaged: func(err error) {
+			r.node.damaged("log", unreadable(r.node.dir.Log(), err))
+		},
 		Rebuild: r.node.dir.Rebuilding(),
 	})
 	return unreadable(r.node.dir.Path(), err)

@@ -472,9 +472,6 @@ func TestRefusedMessages(t *testing.T) {
 		"not in it": {snap, func(m *effect.Message) {
 			meta(m, func(s *effect.SnapshotMeta) { s.Config.Voters = []base.ReplicaID{1, 3} })
 		}, fault.Invalid},
-		"commit": {app, func(m *effect.Message) {
-			m.Type, m.Entries, m.Commit = effect.MessageType(pb.MsgHeartbeat), nil, 13
-		}, fault.Corrupt},
 		"ack":      {resp, func(m *effect.Message) { m.Index = 13 }, fault.Corrupt},
 		"hint":     {resp, func(m *effect.Message) { m.Reject, m.Hint = true, 13 }, fault.Corrupt},
 		"echo":     {resp, func(m *effect.Message) { m.Round = int64(l.machine.rounds.sent) + 1 }, fault.Corrupt},
@@ -494,6 +491,32 @@ func TestRefusedMessages(t *testing.T) {
 			t.Errorf("a sound message was refused: %v", err)
 		}
 	}
+}
+
+// TestForgottenAcknowledgement checks that a replica whose leader counts on what it does not
+// hold ends with an error of damage: no message would ever bring it further.
+func TestForgottenAcknowledgement(t *testing.T) {
+	c := quiet(t, 3)
+	l := c.elect(1)
+	_, _ = c.propose(l, "a")
+	c.run(50 * time.Millisecond)
+	p := c.peer(2)
+	st := p.machine.Status()
+	heartbeat := effect.Message{
+		Range: testRange, From: 1, To: 2, Type: effect.MessageType(pb.MsgHeartbeat), Term: st.Term, Commit: st.LastIndex,
+	}
+	if err := p.machine.Step(c.clock(p), heartbeat); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		f, ok := recover().(*fault.Error)
+		if !ok || f.Kind != fault.Corrupt || f.Range != testRange || !strings.Contains(f.Text, "the log's end is lost") {
+			t.Errorf("it panics with %v", f)
+		}
+	}()
+	heartbeat.Commit++
+	err := p.machine.Step(c.clock(p), heartbeat)
+	t.Errorf("it goes on: %v", err)
 }
 
 // TestBrokenInvariant checks that upstream's panics stay panics that say where.

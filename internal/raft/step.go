@@ -124,14 +124,22 @@ func (m *Machine) checkLeader(msg *effect.Message) error {
 	case pb.MsgApp:
 		return m.checkEntries(msg)
 	case pb.MsgHeartbeat:
-		// A leader names only what this replica acknowledged in the term.
+		// A leader names only what this replica acknowledged in the term, once it was saved.
 		if msg.Term >= m.status.Term && msg.Commit > m.lastMax {
-			return m.refuse(fault.Corrupt, msg, "commits what this replica does not hold")
+			m.forgot(msg)
 		}
 	case pb.MsgSnap:
 		return m.checkSnapshot(msg)
 	}
 	return nil
+}
+
+// forgot panics: what this replica had saved is not there any more. A log that lost its
+// end looks as if it had not got that far, so only the leader, who counts on it, can tell.
+// It will not send it again: the replica could neither go on nor say why.
+func (m *Machine) forgot(msg *effect.Message) {
+	panic(fault.New(fault.Corrupt, "raft, replica %d: it acknowledged index %d to replica %d, but its log ends at %d: the log's end is lost",
+		m.opts.Replica, msg.Commit, msg.From, m.lastMax).OnRange(m.opts.Range))
 }
 
 func (m *Machine) checkEntries(msg *effect.Message) error {

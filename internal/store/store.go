@@ -62,6 +62,9 @@ type Options struct {
 	Calls Handler
 	// Fatal is called when the node can't go on: it must stop (S6).
 	Fatal func(error)
+	// LogDamaged is called instead when a replica found its log damaged or its end lost,
+	// which other replicas can make good. Nil means Fatal.
+	LogDamaged func(error)
 }
 
 // Limits bound what a node holds in memory, whatever it stores and however much is asked of
@@ -149,7 +152,7 @@ func Open(o Options) (*Store, error) {
 	for range 1 + o.Workers {
 		s.workers = append(s.workers, host.NewWorker(host.Options{
 			Clock: o.Clock, Tick: o.Tick, Log: o.Log, Committer: s.commits, Transport: o.Transport,
-			Mailbox: o.Limits.Mailbox, Fatal: o.Fatal, Dropped: s.dropped,
+			Mailbox: o.Limits.Mailbox, Fatal: s.panicked, Dropped: s.dropped,
 		}))
 	}
 	return s, s.recover()
@@ -267,6 +270,16 @@ func (s *Store) Replicas() []*replica.Visible {
 		return int(a.Descriptor.Range) - int(b.Descriptor.Range)
 	})
 	return list
+}
+
+// panicked ends the node because a replica can't go on. What a replica panics with that is
+// Corrupt comes from its log.
+func (s *Store) panicked(err error) {
+	if s.opts.LogDamaged != nil && fault.KindOf(err) == fault.Corrupt {
+		s.opts.LogDamaged(err)
+		return
+	}
+	s.opts.Fatal(err)
 }
 
 // Fatal implements replica.Env.
