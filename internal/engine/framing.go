@@ -18,7 +18,7 @@ import (
 // Pebble takes the first chunk that does not verify in a manifest, and in the last block
 // of its newest write-ahead log, for the place where a crash cut a write off, and goes on
 // without what follows: a flipped bit there would take back what was synced, and nobody
-// would know. checkFraming tells the two apart before Pebble opens the store: what was
+// would know. checkFiles tells the two apart before Pebble opens the store: what was
 // synced before something later was written is damaged if it does not verify.
 //
 // Both files are made of 32 KiB blocks of chunks; a chunk is a masked CRC32C of all that
@@ -36,11 +36,18 @@ const (
 	smallestWritten = 512 // what a disk writes at once, at least
 )
 
-// checkFraming returns a Corrupt error if the manifest or the newest log is damaged.
-func checkFraming(fs vfs.FS, dir string) error {
+// checkFiles returns a Corrupt error if the newest options, the manifest or the newest log is
+// damaged.
+func (p *Pebble) checkFiles(dir string) error {
+	fs := p.fs
 	desc, err := pebble.Peek(dir, fs)
 	if err != nil || !desc.Exists {
 		return nil // Pebble says it better
+	}
+	if desc.OptionsFilename != "" {
+		if err := p.checkOptions(dir, fs.PathJoin(dir, fs.PathBase(desc.OptionsFilename))); err != nil {
+			return err
+		}
 	}
 	if err := checkFile(fs, dir, fs.PathBase(desc.ManifestFilename), 0); err != nil {
 		return err
@@ -60,6 +67,25 @@ func checkFraming(fs vfs.FS, dir string) error {
 		return nil
 	}
 	return checkFile(fs, dir, fmt.Sprintf("%06d.log", newest), uint32(newest))
+}
+
+// checkOptions checks a file of options. Those that Pebble compares never change here, so
+// other ones are damage, which Pebble itself takes for a mistake of its caller. It reads no
+// others, whose damage does no harm.
+func (p *Pebble) checkOptions(dir, path string) error {
+	f, err := p.fs.Open(path)
+	if err != nil {
+		return nil // Pebble says it better
+	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "cannot read %s", path)
+	}
+	if err := p.po.CheckCompatibility(dir, string(b)); err != nil {
+		return damaged(path, err)
+	}
+	return nil
 }
 
 // checkFile checks a log by its number, or a manifest, whose chunks bear none.

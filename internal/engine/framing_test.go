@@ -107,7 +107,7 @@ func TestDamageIsNotTakenForTheEnd(t *testing.T) {
 				if err := os.WriteFile(path, damaged, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				err := checkFraming(vfs.Default, dir)
+				err := checked(dir)
 				if fault.KindOf(err) != fault.Corrupt || !strings.Contains(err.Error(), filepath.Base(path)) {
 					t.Errorf("%s of %d-byte writes, offset %d of %d: %v", pattern, size, at, end, err)
 					if missed++; missed > 5 {
@@ -145,7 +145,7 @@ func TestCutOffWriteIsNoDamage(t *testing.T) {
 			if err := os.WriteFile(path, torn, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if err := checkFraming(vfs.Default, dir); err != nil {
+			if err := checked(dir); err != nil {
 				t.Errorf("%s, %d of %d bytes: %v", pattern, len(torn), len(sound), err)
 			}
 		}
@@ -174,5 +174,49 @@ func TestSortedFileOfTheWrongSizeIsDamage(t *testing.T) {
 	}
 	if _, err := opens(dir, n); fault.KindOf(err) != fault.Corrupt {
 		t.Errorf("gone: %v", err)
+	}
+}
+
+// checked checks the files of a store that is closed.
+func checked(dir string) error {
+	p := &Pebble{fs: vfs.Default}
+	p.po = p.pebbleOptions(Options{WAL: true})
+	return p.checkFiles(dir)
+}
+
+// Options that are not what they were are damage to a file, not a mistake of who opens.
+func TestDamagedOptionsAreNamed(t *testing.T) {
+	for name, spoil := range map[string]func(b []byte) []byte{
+		"comparer": func(b []byte) []byte { return bytes.Replace(b, []byte("almanac.v1"), []byte("almanac.v3"), 1) },
+		"syntax":   func(b []byte) []byte { b[0] ^= 0x10; return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			e, err := OpenPebble(dir, Options{WAL: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			list, err := filepath.Glob(filepath.Join(dir, "OPTIONS-*"))
+			if err != nil || len(list) != 1 {
+				t.Fatal(list, err)
+			}
+			b, err := os.ReadFile(list[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(list[0], spoil(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			e, err = OpenPebble(dir, Options{WAL: true})
+			if err == nil {
+				e.Close()
+			}
+			if fault.KindOf(err) != fault.Corrupt || !strings.Contains(err.Error(), list[0]) {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }

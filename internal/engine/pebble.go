@@ -68,7 +68,7 @@ func OpenPebble(dir string, opts Options) (Engine, error) {
 	p.fs = namedFS{p.fs}
 	p.po = p.pebbleOptions(opts)
 	var db *pebble.DB
-	err := checkFraming(p.fs, dir)
+	err := p.checkFiles(dir)
 	if err == nil {
 		db, err = pebble.Open(dir, p.po)
 	}
