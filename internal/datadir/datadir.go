@@ -164,12 +164,12 @@ func (d *Dir) checkFormat() error {
 	switch {
 	case !ok:
 		return fault.New(fault.Corrupt, "data directory %s: its FORMAT file is damaged", d.path).
-			WithRemedy("restore %s from a copy; nothing else was read", filepath.Join(d.path, formatFile))
+			WithRemedy("copy %s from another node of the same version; nothing else was read", filepath.Join(d.path, formatFile))
 	case n > Format:
-		return fault.New(fault.Unimplemented, "data directory %s has format %d; this binary knows up to %d", d.path, n, Format).
-			WithRemedy("start the version of Almanac that last used it, or a newer one")
+		return fault.New(fault.Unimplemented, "data directory %s has format %d, says its FORMAT file; this binary knows up to %d", d.path, n, Format).
+			WithRemedy("start the version of Almanac that last used it, or a newer one; if none has that format the file is damaged: copy another node's")
 	case n < Format:
-		return fault.New(fault.Unimplemented, "data directory %s has format %d, which this binary can't upgrade to %d", d.path, n, Format).
+		return fault.New(fault.Unimplemented, "data directory %s has format %d, says its FORMAT file, which this binary can't upgrade to %d", d.path, n, Format).
 			WithRemedy("start the version of Almanac before this one once, then this one")
 	}
 	return nil
