@@ -69,8 +69,9 @@ const (
 	noContent = "only that it is there, or its name, means something"
 	options   = "only the names of comparer and merger and the log's directory are read"
 	manifest  = "a manifest that is cut off ends like one whose last record was never written; that files are missing then, or old ones back, may show"
-	unread    = "a block that nobody reads any more shows when it is compacted; what reads it is refused"
-	walEnd    = "the last write may have been cut off by the crash, and a log that is cut off looks as if it had not got that far; the leader that counts " +
+	unread    = "a block that nobody reads any more shows when it is compacted, what reads it is refused; and the newest file may be one that a " +
+		"compaction was writing, which no manifest names"
+	walEnd = "the last write may have been cut off by the crash, and a log that is cut off looks as if it had not got that far; the leader that counts " +
 		"on what is lost tells, and a later leader sends it again. That it was acknowledged does not harm while all others are whole"
 )
 
@@ -85,13 +86,13 @@ var fileKinds = []fileKind{
 	{pattern: "log/OPTIONS-*", want: [5]fate{rebuilt, either, either, either, unharmed}, reason: options},
 	{pattern: "log/MANIFEST-*", want: [5]fate{rebuilt, rebuilt, rebuilt, either, rebuilt}, reason: manifest},
 	{pattern: "log/*.log", want: [5]fate{rebuilt, rebuilt, either, either, either}, reason: walEnd},
-	{pattern: "log/*.sst", want: [5]fate{either, either, rebuilt, rebuilt, rebuilt}, reason: unread, prepare: flush},
+	{pattern: "log/*.sst", want: all(either), reason: unread, prepare: flush},
 	{pattern: "state/LOCK", want: all(unharmed), reason: noContent},
 	{pattern: "state/marker.*", want: all(unharmed), reason: noContent},
 	{pattern: "state/OPTIONS-*", want: [5]fate{rebuilt, either, either, either, unharmed}, reason: options},
 	{pattern: "state/MANIFEST-*", want: [5]fate{rebuilt, rebuilt, rebuilt, either, rebuilt}, reason: manifest},
 	{pattern: "state/*.log", want: all(unharmed), reason: "the state store has no write-ahead log: it is empty"},
-	{pattern: "state/*.sst", want: [5]fate{either, either, rebuilt, rebuilt, rebuilt}, reason: unread, prepare: flush},
+	{pattern: "state/*.sst", want: all(either), reason: unread, prepare: flush},
 	{pattern: "state/staging/*", want: all(unharmed), prepare: stageFile, reason: "a start removes it: its snapshot is sent again"},
 	{pattern: "*.damaged-*/*", want: all(unharmed), reason: "nothing reads what was set aside"},
 }
@@ -239,6 +240,9 @@ func filesByKind(t *testing.T, dir string) map[string][]string {
 // Whatever file of a node is damaged while it is down: nothing wrong is read, the damage is
 // named, and the node comes back from the others while they go on.
 func TestDamageInEveryKindOfFile(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
 	v := &victims{disks: make([]*disk, 3), logs: make([]*logged, 3)}
 	v.options, v.nodes = three(t)
 	v.client = connect(t, v.nodes...)

@@ -290,7 +290,7 @@ func TestAnyMessage(t *testing.T) {
 		p := c.peer(base.ReplicaID(rapid.IntRange(1, 3).Draw(rt, "victim")))
 		for range rapid.IntRange(1, 12).Draw(rt, "messages") {
 			msg := drawMessage(rt, p)
-			_ = p.machine.Step(c.clock(p), msg)
+			stepOrForget(c, p, msg)
 			if rapid.Bool().Draw(rt, "ready") {
 				obey(c, p)
 			}
@@ -307,6 +307,18 @@ func TestAnyMessage(t *testing.T) {
 		}
 		obey(c, p)
 	})
+}
+
+// stepOrForget gives a machine a message that may tell it that it forgot something.
+func stepOrForget(c *cluster, p *peer, m effect.Message) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			if f, ok := cause.(*fault.Error); !ok || f.Kind != fault.Corrupt {
+				panic(cause)
+			}
+		}
+	}()
+	_ = p.machine.Step(c.clock(p), m)
 }
 
 // obey carries out what a machine wants, without asking whether it makes sense.
