@@ -109,19 +109,19 @@ func (d *disk) storage(_ string, o *engine.Options) {
 	}))
 }
 
-// logged is what a node logs.
-type logged struct {
+// said is what a node logs.
+type said struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (l *logged) Write(p []byte) (int, error) {
+func (l *said) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-func (l *logged) String() string {
+func (l *said) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
@@ -132,13 +132,13 @@ type victims struct {
 	options []Options
 	nodes   []*Node
 	disks   []*disk
-	logs    []*logged
+	logs    []*said
 	client  *client.Client
 	keys    []string
 }
 
 func (v *victims) start(i int) error {
-	v.disks[i], v.logs[i] = &disk{}, &logged{}
+	v.disks[i], v.logs[i] = &disk{}, &said{}
 	o := v.options[i]
 	o.Storage = v.disks[i].storage
 	o.Logger = slog.New(slog.NewTextHandler(v.logs[i], nil))
@@ -243,7 +243,7 @@ func TestDamageInEveryKindOfFile(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	v := &victims{disks: make([]*disk, 3), logs: make([]*logged, 3)}
+	v := &victims{disks: make([]*disk, 3), logs: make([]*said, 3)}
 	v.options, v.nodes = three(t)
 	v.client = connect(t, v.nodes...)
 	t.Cleanup(func() {
