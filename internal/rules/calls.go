@@ -129,6 +129,7 @@ func Outside(t *Tree) []Violation {
 var panicsAllowed = map[string]string{
 	"internal/raft/logger.go (*logger).broken":          "upstream reports its broken invariants through its logger and relies on not returning; the fault names the range",
 	"internal/raft/machine.go (*Machine).broken":        "a broken invariant, as a fault that names the range",
+	"internal/raft/step.go (*Machine).forgot":           "the disk lost what the replica acknowledged; the node is rebuilt",
 	"internal/placement/records.go Encode":              "a broken invariant: a record of ours that does not encode",
 	"internal/replica/apply.go (*Replica).apply":        "a broken invariant: a gap in the log",
 	"internal/replica/events.go (*Replica).advance":     "a broken invariant: a command of ours that does not encode",
