@@ -352,6 +352,9 @@ func (v *victims) damage(t *testing.T, i int, kind fileKind, d int) fate {
 	if !slices.Equal(before, aside(t, dir)) {
 		f = rebuilt
 	}
+	if failed != nil && f != rebuilt {
+		t.Errorf("it ended with %v, and was not rebuilt", failed)
+	}
 	if f == rebuilt && kind.reason != noContent || kind.named {
 		text := fmt.Sprint(failed, "\n", said, v.logs[i])
 		// Of an end that is lost only the store is known.

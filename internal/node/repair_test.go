@@ -19,6 +19,7 @@ import (
 	"github.com/almanacdb/almanac/internal/datadir"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/placement"
+	"github.com/almanacdb/almanac/internal/replica"
 )
 
 // three forms a cluster of three nodes, whose client addresses stay when they restart.
@@ -219,6 +220,64 @@ func TestDamageAtRunTimeIsRepairedByTheNextStart(t *testing.T) {
 	whole(t, n)
 	if v := localValue(t, n, "a"); v != "2" {
 		t.Errorf("it reads %q", v)
+	}
+}
+
+// A log that lost its end looks like a whole one. The leader that counts on what was there
+// tells, and the node is repaired.
+func TestLostEndOfALogIsRepaired(t *testing.T) {
+	options, nodes := three(t)
+	c := connect(t, nodes...)
+	put(t, c, "a", "1")
+	follower := -1
+	eventually(t, "a node leads nothing", func(context.Context) error {
+		follower = slices.IndexFunc(nodes, func(n *Node) bool {
+			return !slices.ContainsFunc(n.running().store.Replicas(), func(v *replica.Visible) bool { return v.Orderer || v.Leader == 0 })
+		})
+		if follower < 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for i := range 20 {
+		put(t, c, fmt.Sprint(i), strings.Repeat("x", 300))
+	}
+	dir := options[follower].DataDir
+	eventually(t, "it holds them", func(context.Context) error {
+		if v := localValue(t, nodes[follower], "19"); v == "" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	crash(t, nodes[follower], dir)
+	logs, err := filepath.Glob(filepath.Join(dir, "log", "*.log"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	b, err := os.ReadFile(slices.Max(logs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(slices.Max(logs), int64(len(bytes.TrimRight(b, "\x00"))/2)); err != nil {
+		t.Fatal(err)
+	}
+	n := start(t, options[follower])
+	select {
+	case err = <-n.Failed():
+	case <-within(t, 20*time.Second).Done():
+		t.Fatal("the node goes on")
+	}
+	if f := wantFault(t, err, fault.Corrupt); !strings.Contains(f.Error(), "the log's end is lost") || !strings.Contains(f.Error(), filepath.Join(dir, "log")) {
+		t.Errorf("it stops because of %v", err)
+	}
+	stop(n)
+	n = start(t, options[follower])
+	whole(t, n)
+	if len(aside(t, dir)) != 2 {
+		t.Error("its stores are not set aside")
+	}
+	if v := localValue(t, n, "19"); v == "" {
+		t.Error("it does not hold what was written")
 	}
 }
 
