@@ -180,6 +180,7 @@ func (d *txnDecoder) op(depth int) mvcc.Op {
 		op.PrevKV = flags&putPrevKV != 0
 		if flags&putLease != 0 {
 			op.Lease = d.varint()
+			d.said(op.Lease != 0, "a put")
 		}
 		op.Value = d.bytes()
 	case mvcc.OpDelete:
@@ -203,16 +204,27 @@ func (d *txnDecoder) rangeOptions(o *mvcc.RangeOptions) {
 	o.KeysOnly = flags&rangeKeysOnly != 0
 	if flags&rangeAt != 0 {
 		o.At = base.Timestamp(d.uvarint())
+		d.said(o.At != 0, "a range read")
 	}
 	if flags&rangeLimit != 0 {
 		o.Limit = d.varint()
+		d.said(o.Limit != 0, "a range read")
 	}
 	if flags&rangeSort != 0 {
 		o.Sort, o.Order = mvcc.SortTarget(d.byte()), mvcc.SortOrder(d.byte())
+		d.said(o.Sort != 0 || o.Order != 0, "a range read")
 	}
 	if flags&rangeFilter != 0 {
 		for _, t := range []*base.Timestamp{&o.MinMod, &o.MaxMod, &o.MinCreate, &o.MaxCreate} {
 			*t = base.Timestamp(d.uvarint())
 		}
+		d.said(o.MinMod != 0 || o.MaxMod != 0 || o.MinCreate != 0 || o.MaxCreate != 0, "a range read")
+	}
+}
+
+// said fails unless what a flag announces is there: a command has one encoding.
+func (d *decoder) said(there bool, what string) {
+	if !there {
+		d.fail(what)
 	}
 }
