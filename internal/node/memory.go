@@ -32,8 +32,8 @@ import (
 //	                       their way to one follower
 //
 // The rest, a quarter and more, is for what is not counted: copies on the way, garbage
-// before it is collected. Go's own memory limit is M, less what C holds if the binary was
-// built with cgo. The program itself, about 26 MiB of mapped file, comes on top.
+// before it is collected. Go's own memory limit is 7/8 M, for it is overshot while much
+// comes at once, less what C holds if the binary was built with cgo. The program itself, about 26 MiB of mapped file, comes on top.
 type memory struct {
 	budget    int64
 	cache     int64
@@ -59,6 +59,9 @@ func shareOut(m int64) *memory {
 		queue: m / 64, recent: min(m/512, 1<<20), inflight: max(min(m/64, 16<<20), 1<<20),
 	}
 }
+
+// limit is Go's own memory limit.
+func (m *memory) limit() int64 { return m.budget/8*7 - m.offHeap() }
 
 // offHeap is what C may hold.
 func (m *memory) offHeap() int64 {

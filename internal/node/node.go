@@ -163,8 +163,14 @@ type ports struct {
 
 // gcPercent is how much a node allocates between two collections, in percent of what is
 // live: far more than by default, because little is live, so that collecting would take
-// a fifth of a put's CPU. The memory limit holds the budget whatever this says.
-const gcPercent = 400
+// a fifth of a put's CPU. The memory limit holds the budget whatever this says, but a
+// small one leaves no room to be so late.
+func gcPercent(memory int64) int {
+	if memory < 512<<20 {
+		return 100
+	}
+	return 400
+}
 
 // Start brings a node up. It returns once the node answers clients: as a member of its
 // cluster, or, with --join and an empty directory, to be formed into one.
@@ -179,9 +185,9 @@ func Start(o Options) (*Node, error) {
 		o.ClientPatience = 30 * time.Second
 	}
 	m := shareOut(o.Memory)
-	debug.SetMemoryLimit(o.Memory - m.offHeap())
+	debug.SetMemoryLimit(m.limit())
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		debug.SetGCPercent(gcPercent(o.Memory))
 	}
 	n := &Node{opts: o, memory: m, clock: clock.NewSystem(), started: time.Now(), adopted: make(chan struct{}), fatal: make(chan error, 1)}
 	n.form = &formation{node: n}

@@ -215,7 +215,7 @@ func (l *link) send(conn net.Conn) error {
 		return err
 	}
 	l.t.opts.Listener.Sent(l.key.node, l.key.class, len(l.batch), len(l.buf))
-	if cap(l.buf) > 4*coalesce {
+	if cap(l.buf) > 2*coalesce {
 		l.buf = nil
 	}
 	return nil
