@@ -121,7 +121,12 @@ func wantNoTrace(t *testing.T, output string) {
 }
 
 // processes runs nodes as processes; their logs must show no crash in the end.
-func processes(t *testing.T, nodes int, args ...string) *localcluster.Cluster {
+func processes(t *testing.T, nodes int) *localcluster.Cluster {
+	t.Helper()
+	return processesWithin(t, "1GiB", nodes)
+}
+
+func processesWithin(t *testing.T, memory string, nodes int) *localcluster.Cluster {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("runs processes")
@@ -130,7 +135,7 @@ func processes(t *testing.T, nodes int, args ...string) *localcluster.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := localcluster.New(localcluster.Options{Binary: path, Dir: t.TempDir(), Nodes: nodes, Memory: "1GiB", Args: args})
+	c, err := localcluster.New(localcluster.Options{Binary: path, Dir: t.TempDir(), Nodes: nodes, Memory: memory})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +153,18 @@ func processes(t *testing.T, nodes int, args ...string) *localcluster.Cluster {
 // single runs one node that serves.
 func single(t *testing.T) (*localcluster.Node, shell) {
 	t.Helper()
-	c := processes(t, 1)
+	return only(t, processes(t, 1))
+}
+
+// frugal runs one node that serves, with a budget small enough that garbage is collected
+// soon: what such a node grows by is held, not left over.
+func frugal(t *testing.T) (*localcluster.Node, shell) {
+	t.Helper()
+	return only(t, processesWithin(t, "256MiB", 1))
+}
+
+func only(t *testing.T, c *localcluster.Cluster) (*localcluster.Node, shell) {
+	t.Helper()
 	if err := c.StartAll(); err != nil {
 		t.Fatal(err)
 	}

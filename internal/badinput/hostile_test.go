@@ -30,8 +30,8 @@ import (
 	"github.com/almanacdb/almanac/internal/localcluster"
 )
 
-// hostileGrowth is by how much a node may grow under any of these, in bytes.
-const hostileGrowth = 100 << 20
+// hostileGrowth is by how much a frugal node may grow under any of these, in bytes.
+const hostileGrowth = 80 << 20
 
 var rssLine = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)$`)
 
@@ -120,7 +120,7 @@ func several(t *testing.T) int {
 }
 
 func TestSilentConnections(t *testing.T) {
-	n, s := single(t)
+	n, s := frugal(t)
 	check := meanwhile(t, n)
 	each := several(t)
 	for _, address := range []string{n.Address, n.Peer, n.HTTP} {
@@ -205,7 +205,7 @@ func (r *rawHTTP2) begin(id uint32, method string, more ...hpack.HeaderField) er
 
 // Streams beyond the limit are refused, and beyond what memory there is for them.
 func TestTooManyStreams(t *testing.T) {
-	n, s := single(t)
+	n, s := frugal(t)
 	check := meanwhile(t, n)
 	const streams = 20_000
 	c := dialHTTP2(t, n.Address)
@@ -247,7 +247,7 @@ func TestTooManyStreams(t *testing.T) {
 
 // Headers above 64 KiB are refused, on the HTTP port above 16 KiB.
 func TestHugeHeaders(t *testing.T) {
-	n, s := single(t)
+	n, s := frugal(t)
 	check := meanwhile(t, n)
 	for _, address := range []string{n.Address, n.Peer} {
 		for _, field := range []hpack.HeaderField{
@@ -290,7 +290,7 @@ func TestHugeHeaders(t *testing.T) {
 // A message above what the node receives is refused before it is read,
 // and the error names the limit; one below it is refused by a limit that a flag sets.
 func TestMessageAboveTheLimit(t *testing.T) {
-	n, s := single(t)
+	n, s := frugal(t)
 	check := meanwhile(t, n)
 	conn, err := grpc.NewClient(n.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -28,7 +28,7 @@ func greeting(version byte, cluster []byte) []byte {
 // their address, and disturb nobody; one that stalls within a frame makes the node hold
 // what has come of it, and its next connection replaces it.
 func TestPeersThatDoNotBehave(t *testing.T) {
-	n, s := single(t)
+	n, s := frugal(t)
 	st, err := connect(t, client.Options{}, n.Address).Cluster.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
