@@ -27,6 +27,10 @@ type Options struct {
 	// WAL gives the engine a write-ahead log: synced commits are durable. Without it
 	// only Flush, Ingest and flushes by size and age make anything durable.
 	WAL bool
+	// ShortLived says that most of what is written is deleted soon, in the order in which
+	// it was written, and read rarely: nothing is compressed or filtered, and compactions
+	// leave time for the deletions.
+	ShortLived bool
 	// Cache is the shared block cache; if nil the engine makes one of CacheBytes.
 	Cache *Cache
 	// CacheBytes sizes the engine's own cache; 0 means 8 MiB.
@@ -67,6 +71,12 @@ const (
 	maxMemtable     = 32 << 20
 	defaultFlushAge = 3 * time.Second
 	slowDisk        = 2 * time.Second
+
+	// How many flushes, twice over, may overlap before they are compacted. With random keys a
+	// compaction writes the level below anew, so its cost for each byte falls with what it
+	// takes at once; every flush that waits is one more place for reads to look.
+	compactAt           = 8
+	compactShortLivedAt = 20
 
 	// The format of Pebble's files: sorted files with a checksum in the footer, and a
 	// write-ahead log that tells damage from its end. Raise it only together with the
@@ -113,7 +123,7 @@ func (p *Pebble) pebbleOptions(o Options) *pebble.Options {
 		Logger:                      pebbleLogger{p, o.Logger},
 		MemTableSize:                uint64(min(memtable, maxMemtable)),
 		MemTableStopWritesThreshold: cmp.Or(o.Memtables, 4),
-		L0CompactionThreshold:       2,
+		L0CompactionThreshold:       compactAt,
 		L0StopWritesThreshold:       40,
 		LBaseMaxBytes:               64 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
@@ -121,10 +131,24 @@ func (p *Pebble) pebbleOptions(o Options) *pebble.Options {
 	}
 	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	po.Experimental.EnableColumnarBlocks = func() bool { return true }
+	// Old versions stay beside the new ones: blocks of old values would be held in memory
+	// until their file is complete.
+	po.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
+		return pebble.SpanPolicy{DisableValueSeparationBySuffix: true, ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
+	}
+	if o.ShortLived {
+		po.L0CompactionThreshold = compactShortLivedAt
+	}
 	for i := range po.Levels {
+		po.Levels[i].Compression = func() *block.CompressionProfile { return block.NoCompression }
+		if o.ShortLived {
+			continue
+		}
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		po.Levels[i].FilterType = pebble.TableFilter
-		po.Levels[i].Compression = func() *block.CompressionProfile { return block.SnappyCompression }
+		if i > 0 { // what was flushed is soon written again
+			po.Levels[i].Compression = func() *block.CompressionProfile { return block.SnappyCompression }
+		}
 	}
 	po.EnsureDefaults()
 	return po

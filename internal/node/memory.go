@@ -18,8 +18,9 @@ import (
 //
 //	part           share   holds                                                  beyond it
 //	block_cache    M/4     blocks of both stores                                  evicts
-//	memtables      M/8     both stores' writes before their flush; each memtable  writes wait for a flush
-//	                       is M/64, 32 MiB at most, and four may wait
+//	memtables      7/32 M  both stores' writes before their flush: the log's      writes wait for a flush
+//	                       M/16 each, two of them, the state's M/32, three;
+//	                       32 MiB each at most
 //	requests       M/8     requests being received and worked on, and answers     busy
 //	                       until they are sent
 //	proposals      M/16    commands from their arrival at the orderer until they  busy
@@ -30,14 +31,16 @@ import (
 //	queues         M/64    messages to one peer, in each of three classes         dropped, sent again
 //	logs           M/512   one range's recent entries, 1 MiB at most; M/64 on     read from the log store
 //	                       their way to one follower
+//	heads          M/128   what one range's recently written keys are like,       read from the state store
+//	                       their values excepted
 //
-// The rest, a quarter and more, is for what is not counted: copies on the way, garbage
+// The rest, about a sixth, is for what is not counted: copies on the way, garbage
 // before it is collected. Go's own memory limit is 7/8 M, for it is overshot while much
 // comes at once, less what C holds if the binary was built with cgo. The program itself, about 26 MiB of mapped file, comes on top.
 type memory struct {
 	budget    int64
 	cache     int64
-	memtable  int64 // one of them
+	memtables [2]memtables // of the log store and the state store
 	requests  *admission.Pool
 	proposals *admission.Pool
 	pushed    *admission.Pool // to subscribers
@@ -46,17 +49,23 @@ type memory struct {
 	queue     int64 // one of them
 	recent    int64 // of one range
 	inflight  int64 // of one range, to one follower
+	heads     int64 // of one range
 }
 
-// memtables is how many of a store may be in memory before writes wait.
-const memtables = 4
+// memtables is how large a store's are, and how many may be in memory before writes wait.
+// The log's are larger: what they hold dies in them if its state is flushed before they are.
+type memtables struct {
+	bytes int64
+	count int
+}
 
 func shareOut(m int64) *memory {
 	return &memory{
-		budget: m, cache: m / 4, memtable: min(m/64, 32<<20),
+		budget: m, cache: m / 4, memtables: [2]memtables{{min(m/16, 32<<20), 2}, {min(m/32, 32<<20), 3}},
 		requests: admission.NewPool(m / 8), proposals: admission.NewPool(m / 16),
 		pushed: admission.NewPool(m / 16), streams: admission.NewPool(m / 32), snapshots: admission.NewPool(m / 16),
 		queue: m / 64, recent: min(m/512, 1<<20), inflight: max(min(m/64, 16<<20), 1<<20),
+		heads: min(m/128, 32<<20),
 	}
 }
 
@@ -68,15 +77,23 @@ func (m *memory) offHeap() int64 {
 	if !engine.OffHeap {
 		return 0
 	}
-	return m.cache + 2*memtables*m.memtable
+	return m.cache + m.allMemtables()
+}
+
+func (m *memory) allMemtables() int64 {
+	n := int64(0)
+	for _, t := range m.memtables {
+		n += t.bytes * int64(t.count)
+	}
+	return n
 }
 
 // parts tells the shares and what is used of them.
 func (n *Node) parts() []admin.MemoryPart {
 	m := n.memory
 	list := []admin.MemoryPart{
-		{Name: "block_cache", Budget: m.cache}, {Name: "memtables", Budget: 2 * memtables * m.memtable},
-		{Name: "queues", Budget: m.queue}, {Name: "logs", Budget: m.recent + m.inflight},
+		{Name: "block_cache", Budget: m.cache}, {Name: "memtables", Budget: m.allMemtables()},
+		{Name: "queues", Budget: m.queue}, {Name: "logs", Budget: m.recent + m.inflight}, {Name: "heads", Budget: m.heads},
 	}
 	if n.cache != nil {
 		list[0].Used, list[0].Counted = n.cache.Size(), true
@@ -97,7 +114,7 @@ func (n *Node) parts() []admin.MemoryPart {
 
 // limits are the store's.
 func (m *memory) limits() store.Limits {
-	return store.Limits{CacheBytes: int(m.recent), MaxInflightBytes: int(m.inflight)}
+	return store.Limits{RecentBytes: int(m.heads), CacheBytes: int(m.recent), MaxInflightBytes: int(m.inflight)}
 }
 
 // queues bounds the transport's.

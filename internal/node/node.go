@@ -257,18 +257,16 @@ func unreadable(dir string, err error) error {
 // openEngines opens both stores on one block cache.
 func (n *Node) openEngines() (err error) {
 	n.cache = engine.NewCache(n.memory.cache)
-	o := engine.Options{
-		Cache: n.cache, MemtableBytes: n.memory.memtable, Memtables: memtables, Logger: n.opts.Logger, Fatal: n.fail,
-	}
-	if n.logs, err = n.openEngine("log", n.dir.Log(), true, o); err != nil {
+	if n.logs, err = n.openEngine("log", n.dir.Log(), n.memory.memtables[0], engine.Options{WAL: true, ShortLived: true}); err != nil {
 		return err
 	}
-	n.states, err = n.openEngine("state", n.dir.State(), false, o)
+	n.states, err = n.openEngine("state", n.dir.State(), n.memory.memtables[1], engine.Options{})
 	return err
 }
 
-func (n *Node) openEngine(store, dir string, wal bool, o engine.Options) (engine.Engine, error) {
-	o.WAL, o.Listener = wal, n.listener(store)
+func (n *Node) openEngine(store, dir string, m memtables, o engine.Options) (engine.Engine, error) {
+	o.Cache, o.MemtableBytes, o.Memtables = n.cache, m.bytes, m.count
+	o.Logger, o.Fatal, o.Listener = n.opts.Logger, n.fail, n.listener(store)
 	if n.opts.Storage != nil {
 		n.opts.Storage(store, &o)
 	}

@@ -72,7 +72,8 @@ type Options struct {
 type Limits struct {
 	Mailbox             int // items that wait for a worker; see host.Options
 	MaxQueued           int // requests that wait in a range; see replica.Options
-	CacheBytes          int // of each range, like those below; see raft.Options
+	RecentBytes         int // of each range, like those below; see replica.Options
+	CacheBytes          int // see raft.Options
 	MaxMessageBytes     int
 	MaxInflightMessages int
 	MaxInflightBytes    int
