@@ -112,6 +112,7 @@ type Replica struct {
 	status    effect.Status
 	serving   bool         // orderer, and its first entry of the term is applied (K3, K4)
 	committed []base.Entry // what this turn has to apply
+	saves     int          // under way
 
 	writes writeQueue
 	reads  readQueue
@@ -381,6 +382,7 @@ func (r *Replica) Collect(now clock.Mono, t *host.Turn) {
 	}
 	if rd.Save {
 		t.TellSaved(r)
+		r.saves++
 	}
 	r.send(t, &rd)
 }
@@ -402,6 +404,7 @@ func (r *Replica) send(t *host.Turn, rd *effect.Ready) {
 
 // Saved implements host.Resident.
 func (r *Replica) Saved(now clock.Mono) {
+	r.saves--
 	if !r.broken {
 		r.machine.Saved(now)
 	}

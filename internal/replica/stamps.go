@@ -27,6 +27,11 @@ type ask struct {
 // maxAsks bounds the requests for timestamps that a range has under way.
 const maxAsks = 4
 
+// maxSaves bounds the saves that a range has under way when its writes ask for timestamps:
+// those that come meanwhile share the next request, append, message and sync. More at once
+// make many small batches of a load that fewer, larger ones carry with less work.
+const maxSaves = 1
+
 // askBook keeps the asks under way, oldest first.
 type askBook struct {
 	asks    []ask
@@ -39,7 +44,11 @@ type askBook struct {
 // wanted says whether something waits for a timestamp and may be asked for.
 func (b *askBook) wanted(r *Replica) bool {
 	return r.serving && len(b.asks) < maxAsks && b.retryAt == 0 &&
-		(len(r.writes.unstamped) > 0 || len(r.reads.unstamped) > 0 || r.firing.wanted)
+		(r.writesWanted() || len(r.reads.unstamped) > 0 || r.firing.wanted)
+}
+
+func (r *Replica) writesWanted() bool {
+	return len(r.writes.unstamped) > 0 && r.saves < maxSaves
 }
 
 func (b *askBook) retryWake() clock.Mono { return b.retryAt }
@@ -57,8 +66,11 @@ func (r *Replica) ask(now clock.Mono) {
 	// Above those of an earlier replica of the range on this node, whose grants may still
 	// come.
 	b.token = max(b.token+1, uint64(now))
-	a := ask{token: b.token, reads: r.reads.unstamped, writes: r.writes.unstamped, advance: r.firing.wanted}
-	r.reads.unstamped, r.writes.unstamped, r.firing.wanted = nil, nil, false
+	a := ask{token: b.token, reads: r.reads.unstamped, advance: r.firing.wanted}
+	r.reads.unstamped, r.firing.wanted = nil, false
+	if r.writesWanted() {
+		a.writes, r.writes.unstamped = r.writes.unstamped, nil
+	}
 	if a.advance {
 		r.firing.asked = true
 	}
