@@ -41,14 +41,7 @@ func (g *Gates) Enter(ctx context.Context, r base.RangeID) error {
 		return nil
 	}
 	g.mu.Lock()
-	q := g.ranges[r]
-	if q == nil {
-		if g.ranges == nil {
-			g.ranges = make(map[base.RangeID]*gate)
-		}
-		q = &gate{}
-		g.ranges[r] = q
-	}
+	q := g.of(r)
 	if q.inside < g.Inside {
 		q.inside++
 		g.mu.Unlock()
@@ -62,6 +55,34 @@ func (g *Gates) Enter(ctx context.Context, r base.RangeID) error {
 	place := q.queue.PushBack(turn)
 	g.mu.Unlock()
 	return g.wait(ctx, r, q, place, turn)
+}
+
+// TryEnter is Enter that does not wait: false if the request would have to.
+func (g *Gates) TryEnter(r base.RangeID) bool {
+	if g.Inside == 0 {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	q := g.of(r)
+	if q.inside >= g.Inside {
+		return false
+	}
+	q.inside++
+	return true
+}
+
+// of returns a range's gate. Called with mu held, by who goes inside or waits.
+func (g *Gates) of(r base.RangeID) *gate {
+	q := g.ranges[r]
+	if q == nil {
+		if g.ranges == nil {
+			g.ranges = make(map[base.RangeID]*gate)
+		}
+		q = &gate{}
+		g.ranges[r] = q
+	}
+	return q
 }
 
 func (g *Gates) wait(ctx context.Context, r base.RangeID, q *gate, place *list.Element, turn chan struct{}) error {

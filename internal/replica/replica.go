@@ -301,6 +301,7 @@ func (r *Replica) transfer(now clock.Mono, t Transfer) {
 // Tick implements host.Resident.
 func (r *Replica) Tick(now clock.Mono) {
 	if r.broken {
+		r.expireQueues(now) // who waits gets an answer all the same
 		return
 	}
 	r.ticks++

@@ -135,9 +135,32 @@ type shared struct {
 	waiting []*barrierWaiter
 }
 
+// barrierWaiter is a read that waits for a barrier: one of a waiting goroutine, or one that
+// was only begun.
 type barrierWaiter struct {
 	deadline clock.Mono
 	ch       chan answer[base.Timestamp]
+	begun    func(base.Timestamp, error) // instead of ch
+}
+
+// tell tells all that waited for a barrier. What was only begun goes on together.
+func tell(batch []*barrierWaiter, at base.Timestamp, err error) {
+	n := 0
+	for _, w := range batch {
+		if w.ch != nil {
+			w.ch <- answer[base.Timestamp]{at, err}
+			continue
+		}
+		batch[n] = w
+		n++
+	}
+	if begun := batch[:n]; n > 0 {
+		go func() { // not on this goroutine: it is a worker's or a connection's
+			for _, w := range begun {
+				w.begun(at, err)
+			}
+		}()
+	}
 }
 
 // wait returns once the local replica may serve the read, and at which timestamp.
@@ -191,9 +214,7 @@ func (b *barrierBook) fly(rt route, s *shared, newest bool, attempt int) {
 	}
 	latest = min(latest, b.router.store.Clock().Mono().Add(b.router.opts.Attempt))
 	b.router.allow(rt, replica.Barrier{Newest: newest}, attempt, latest, func(at base.Timestamp, err error) {
-		for _, w := range batch {
-			w.ch <- answer[base.Timestamp]{at, err}
-		}
+		tell(batch, at, err)
 		b.mu.Lock()
 		again := len(s.waiting) > 0
 		s.flying = again

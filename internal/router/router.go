@@ -80,10 +80,17 @@ func (r *Router) bound(ctx context.Context) (context.Context, context.CancelFunc
 // caller who waits until then still hears what stood in the way.
 func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	if at, ok := ctx.Deadline(); ok {
-		d := time.Until(at)
-		timeout = min(timeout, d-min(d/10, 100*time.Millisecond))
+		timeout = min(timeout, callersPart(time.Until(at)))
 	}
 	return context.WithTimeout(ctx, timeout)
+}
+
+// callersPart leaves the caller who waits for so long time to hear the answer.
+func callersPart(d time.Duration) time.Duration { return d - min(d/10, 100*time.Millisecond) }
+
+// answersPart leaves room for the way back of the answer of one try.
+func answersPart(d time.Duration) time.Duration {
+	return max(time.Millisecond, d-min(d/10, 50*time.Millisecond))
 }
 
 // left returns how much of ctx's time is left, with room for the answer's way back.
@@ -92,8 +99,7 @@ func left(ctx context.Context) time.Duration {
 	if !ok {
 		return 5 * time.Second
 	}
-	d := time.Until(at)
-	return max(time.Millisecond, d-min(d/10, 50*time.Millisecond))
+	return answersPart(time.Until(at))
 }
 
 // maxPause bounds the time between two attempts, and so what a request adds to a failover
@@ -192,27 +198,10 @@ func (r *Router) holder(ctx context.Context, span base.Span) (route, error) {
 // that each try but the first must be another's copy.
 func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID, env []byte, again bool) (command.Result, error) {
 	ch := make(chan answer[command.Result], 1)
-	if to == r.store.Node() {
-		own := env
-		if again {
-			own = bytes.Clone(env)
-		}
-		deadline := r.store.Clock().Mono().Add(left(ctx))
-		r.store.Propose(id, own, deadline, func(res command.Result, err error) {
-			ch <- answer[command.Result]{res, err}
-		})
-	} else {
-		r.store.Call(to, wire.MethodPropose, id, env, left(ctx), func(body []byte, err error) {
-			a := answer[command.Result]{err: err}
-			if err == nil {
-				var res *command.Result
-				if res, a.err = command.DecodeResult(body); a.err == nil {
-					a.v = *res
-				}
-			}
-			ch <- a
-		})
+	if again && to == r.store.Node() {
+		env = bytes.Clone(env)
 	}
+	r.propose(to, id, env, left(ctx), func(res command.Result, err error) { ch <- answer[command.Result]{res, err} })
 	select {
 	case a := <-ch:
 		return a.v, a.err
@@ -228,6 +217,26 @@ func (r *Router) proposeTo(ctx context.Context, to base.NodeID, id base.RangeID,
 	case <-t.C:
 		return command.Result{}, noAnswer(ctx, id)
 	}
+}
+
+// propose has a node order a command. done is called once, on a goroutine that must not be
+// blocked.
+func (r *Router) propose(to base.NodeID, id base.RangeID, env []byte, timeout time.Duration, done func(command.Result, error)) {
+	if to == r.store.Node() {
+		r.store.Propose(id, env, r.store.Clock().Mono().Add(timeout), done)
+		return
+	}
+	r.store.Call(to, wire.MethodPropose, id, env, timeout, func(body []byte, err error) {
+		var res *command.Result
+		if err == nil {
+			res, err = command.DecodeResult(body)
+		}
+		if err != nil {
+			done(command.Result{}, err)
+			return
+		}
+		done(*res, nil)
+	})
 }
 
 func noAnswer(ctx context.Context, id base.RangeID) error {

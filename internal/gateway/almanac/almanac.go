@@ -28,6 +28,8 @@ type Router interface {
 	Range(ctx context.Context, ops []mvcc.Op, at base.Timestamp, local bool) ([]mvcc.RangeResult, base.Timestamp, error)
 	Txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error)
 	FreshTimestamp(ctx context.Context) (base.Timestamp, error)
+	BeginRead(ctx context.Context, timeout time.Duration, span base.Span, done func(wire.ReadReply, error)) bool
+	BeginTxn(ctx context.Context, timeout time.Duration, txn *mvcc.Txn, done func(*mvcc.TxnResult, base.Timestamp, error)) bool
 
 	Topic(ctx context.Context, name string) (placement.Topic, error)
 	Topics(ctx context.Context) ([]placement.Topic, error)

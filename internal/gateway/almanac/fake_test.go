@@ -37,6 +37,25 @@ type routes struct {
 	ranges    []base.RangeDescriptor
 	reports   []placement.Report
 	broken    error // of the catalogue and placement
+	begins    bool  // reads and transactions are begun
+}
+
+func (r *routes) BeginRead(ctx context.Context, timeout time.Duration, span base.Span, done func(wire.ReadReply, error)) bool {
+	if r.begins {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			done(r.read(ctx, []wire.Read{{Span: span}}, router.Newest, 0))
+		}()
+	}
+	return r.begins
+}
+
+func (r *routes) BeginTxn(ctx context.Context, _ time.Duration, txn *mvcc.Txn, done func(*mvcc.TxnResult, base.Timestamp, error)) bool {
+	if r.begins {
+		done(r.txn(ctx, txn))
+	}
+	return r.begins
 }
 
 func (r *routes) Read(ctx context.Context, reads []wire.Read, c router.Consistency, at base.Timestamp) (wire.ReadReply, error) {

@@ -2,6 +2,7 @@ package almanac
 
 import (
 	"context"
+	"time"
 
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
 	"github.com/almanacdb/almanac/internal/base"
@@ -60,7 +61,10 @@ func (s *kvServer) get(ctx context.Context, r *almanacv1.GetRequest) (*almanacv1
 	if err != nil {
 		return nil, err
 	}
-	res, revision, err := s.read(ctx, userPoint(r.Key), mvcc.RangeOptions{}, mode)
+	return getResponse(s.read(ctx, userPoint(r.Key), mvcc.RangeOptions{}, mode))
+}
+
+func getResponse(res mvcc.RangeResult, revision base.Timestamp, err error) (*almanacv1.GetResponse, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +73,20 @@ func (s *kvServer) get(ctx context.Context, r *almanacv1.GetRequest) (*almanacv1
 		resp.Kv = keyValue(&res.KVs[0])
 	}
 	return resp, nil
+}
+
+// beginGet is get that does not wait: done is called with the answer, once, and must not
+// block. False means that get has to do it.
+func (s *kvServer) beginGet(ctx context.Context, timeout time.Duration, r *almanacv1.GetRequest, done func(*almanacv1.GetResponse, error)) bool {
+	if checkKeyspace(r.Keyspace) != nil || s.checkKey(r.Key) != nil {
+		return false
+	}
+	if mode, err := readMode(r); err != nil || mode.consistency != router.Newest {
+		return false
+	}
+	return s.routes.BeginRead(ctx, timeout, userPoint(r.Key), func(reply wire.ReadReply, err error) {
+		done(getResponse(single(reply, err)))
+	})
 }
 
 func (s *kvServer) scan(ctx context.Context, r *almanacv1.RangeRequest) (*almanacv1.RangeResponse, error) {
@@ -107,7 +125,11 @@ func (s *kvServer) read(ctx context.Context, span base.Span, o mvcc.RangeOptions
 		}
 		return res[0], mode.at, nil
 	}
-	reply, err := s.routes.Read(ctx, []wire.Read{{Span: span, Options: o}}, mode.consistency, 0)
+	return single(s.routes.Read(ctx, []wire.Read{{Span: span, Options: o}}, mode.consistency, 0))
+}
+
+// single returns the result of the only read, and the revision that it was done at.
+func single(reply wire.ReadReply, err error) (mvcc.RangeResult, base.Timestamp, error) {
 	if err != nil {
 		return mvcc.RangeResult{}, 0, err
 	}
@@ -122,6 +144,26 @@ func (s *kvServer) read(ctx context.Context, span base.Span, o mvcc.RangeOptions
 }
 
 func (s *kvServer) put(ctx context.Context, r *almanacv1.PutRequest) (*almanacv1.PutResponse, error) {
+	txn, err := s.putTxn(r)
+	if err != nil {
+		return nil, err
+	}
+	return putAnswer(r, txn)(s.routes.Txn(ctx, txn))
+}
+
+// beginPut is to put as beginGet is to get.
+func (s *kvServer) beginPut(ctx context.Context, timeout time.Duration, r *almanacv1.PutRequest, done func(*almanacv1.PutResponse, error)) bool {
+	txn, err := s.putTxn(r)
+	if err != nil {
+		return false
+	}
+	answer := putAnswer(r, txn)
+	return s.routes.BeginTxn(ctx, timeout, txn, func(res *mvcc.TxnResult, revision base.Timestamp, err error) {
+		done(answer(res, revision, err))
+	})
+}
+
+func (s *kvServer) putTxn(r *almanacv1.PutRequest) (*mvcc.Txn, error) {
 	if err := checkKeyspace(r.Keyspace); err != nil {
 		return nil, err
 	}
@@ -140,19 +182,26 @@ func (s *kvServer) put(ctx context.Context, r *almanacv1.PutRequest) (*almanacv1
 	case r.IfRevision != 0:
 		txn.Compares = []mvcc.Compare{{Span: op.Span, Target: mvcc.TargetMod, Relation: mvcc.Equal, Number: int64(r.IfRevision)}}
 	}
-	res, revision, err := s.commit(ctx, txn)
-	if err != nil {
-		return nil, err
-	}
-	if !res.Succeeded {
-		f := fault.New(fault.CompareFailed, "the key exists").WithRemedy("drop if_absent to overwrite it")
-		if !r.IfAbsent {
-			f = fault.New(fault.CompareFailed, "the key's revision is not %d", r.IfRevision).
-				WithRemedy("read the key and decide anew")
+	return txn, nil
+}
+
+// putAnswer makes a put's answer of what became of its transaction.
+func putAnswer(r *almanacv1.PutRequest, txn *mvcc.Txn) func(*mvcc.TxnResult, base.Timestamp, error) (*almanacv1.PutResponse, error) {
+	return func(res *mvcc.TxnResult, revision base.Timestamp, err error) (*almanacv1.PutResponse, error) {
+		if err == nil {
+			err = fits(txn, res)
 		}
-		return nil, f
+		switch {
+		case err != nil:
+			return nil, err
+		case res.Succeeded:
+			return putResponse(&res.Ops[0], revision), nil
+		case r.IfAbsent:
+			return nil, fault.New(fault.CompareFailed, "the key exists").WithRemedy("drop if_absent to overwrite it")
+		}
+		return nil, fault.New(fault.CompareFailed, "the key's revision is not %d", r.IfRevision).
+			WithRemedy("read the key and decide anew")
 	}
-	return putResponse(&res.Ops[0], revision), nil
 }
 
 func (s *kvServer) delete(ctx context.Context, r *almanacv1.DeleteRequest) (*almanacv1.DeleteResponse, error) {
@@ -219,17 +268,22 @@ func onlyReads(txn *mvcc.Txn) bool {
 // commit has a transaction committed, and checks that its answer has its shape.
 func (s *kvServer) commit(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
 	res, revision, err := s.routes.Txn(ctx, txn)
-	if err != nil {
-		return nil, 0, err
+	if err == nil {
+		err = fits(txn, res)
 	}
+	return res, revision, err
+}
+
+// fits checks that an answer has its transaction's shape.
+func fits(txn *mvcc.Txn, res *mvcc.TxnResult) error {
 	ops := txn.Then
 	if res != nil && !res.Succeeded {
 		ops = txn.Else
 	}
 	if res == nil || len(res.Ops) != len(ops) {
-		return nil, 0, fault.New(fault.Internal, "the transaction was committed, and its answer does not fit it")
+		return fault.New(fault.Internal, "the transaction was committed, and its answer does not fit it")
 	}
-	return res, revision, nil
+	return nil
 }
 
 // oneOp is a transaction of one operation, in one allocation.

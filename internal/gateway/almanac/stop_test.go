@@ -11,9 +11,11 @@ import (
 
 // A stopping node answers the calls that it began; whether the one that waits is begun is
 // a matter of chance.
-func TestStopAnswersWhatWasTaken(t *testing.T) {
+func TestStopAnswersWhatWasTaken(t *testing.T) { bothWays(t, testStopAnswersWhatWasTaken) }
+
+func testStopAnswersWhatWasTaken(t *testing.T, r *routes) {
 	g := newGate("a", "b")
-	s := New(Options{Routes: g.routes(), Cluster: testCluster, Node: node{oracle: 1}, Limits: Limits{StreamCalls: 1}})
+	s := New(Options{Routes: g.behind(r), Cluster: testCluster, Node: node{oracle: 1}, Limits: Limits{StreamCalls: 1}})
 	stream, err := almanacv1.NewKVClient(dial(t, s)).Stream(testContext(t))
 	if err != nil {
 		t.Fatal(err)

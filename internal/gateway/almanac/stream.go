@@ -13,6 +13,7 @@ import (
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
 	"github.com/almanacdb/almanac/internal/admission"
 	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/router"
 )
 
 // A frame of replies takes this many, or this many bytes.
@@ -21,11 +22,13 @@ const (
 	frameBytes   = 1 << 20
 )
 
-// kvStream is one KV stream. One goroutine reads frames and hands their calls to workers, of which there are never more than calls in flight; a worker stays for
-// the next call, its stack grown. A call is in flight until its reply is sent: when
-// there are too many, or they weigh too much, nothing more is read, and flow
-// control tells the client. There is no goroutine for sending: who finds replies waiting
-// and nobody sending sends them, and what others finish meanwhile.
+// kvStream is one KV stream. One goroutine reads frames. It only begins the calls that can
+// be answered without anybody waiting for them, gets and puts as a rule, and hands the
+// others to workers, of which there are never more than calls in flight; a worker stays for
+// the next call, its stack grown. A call is in flight until its reply is sent: when there
+// are too many, or they weigh too much, nothing more is read, and flow control tells the
+// client. Who finds replies waiting and nobody sending sends them, and what others finish
+// meanwhile, on a goroutine that may be blocked.
 type kvStream struct {
 	kv     *kvServer
 	stream almanacv1.KV_StreamServer
@@ -100,20 +103,18 @@ func (k *kvStream) read() error {
 			return err
 		}
 		for _, call := range frame.GetCalls() {
-			spawn, err := k.admit(weight(call))
-			if err != nil {
+			if err := k.admit(weight(call)); err != nil {
 				return err
 			}
-			k.work <- call // has room for every call in flight
-			if spawn {
-				go k.serve()
+			if !k.begin(call) {
+				k.hand(call)
 			}
 		}
 	}
 }
 
-// admit waits until there is room for a call. spawn says that a worker is missing.
-func (k *kvStream) admit(weight int) (spawn bool, err error) {
+// admit waits until there is room for a call.
+func (k *kvStream) admit(weight int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	limits := &k.kv.limits
@@ -121,42 +122,107 @@ func (k *kvStream) admit(weight int) (spawn bool, err error) {
 		k.room.Wait()
 	}
 	if k.err != nil {
-		return false, k.err
+		return k.err
 	}
 	if k.ending {
-		return false, errStopping()
+		return errStopping()
 	}
 	k.calls++
 	k.bytes += weight
-	if k.idle > 0 {
-		k.idle--
-		return false, nil
+	return nil
+}
+
+// begin has a call answered without a worker; false if that is not possible.
+func (k *kvStream) begin(call *almanacv1.StreamCall) bool {
+	timeout := callTimeout(call)
+	if timeout < router.ShortestBegun {
+		return false
 	}
-	return true, nil
+	admitted := k.intake.Begin()
+	if admitted.Hold(callBytes+2*weight(call)) != nil {
+		return false // a worker says why
+	}
+	ctx, begun := admission.With(k.stream.Context(), admitted), false
+	switch r := call.GetRequest().(type) {
+	case *almanacv1.StreamCall_Get:
+		begun = k.kv.beginGet(ctx, timeout, r.Get, func(resp *almanacv1.GetResponse, err error) {
+			k.complete(call, admitted, &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Get{Get: resp}}, err)
+		})
+	case *almanacv1.StreamCall_Put:
+		begun = k.kv.beginPut(ctx, timeout, r.Put, func(resp *almanacv1.PutResponse, err error) {
+			k.complete(call, admitted, &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Put{Put: resp}}, err)
+		})
+	}
+	if !begun {
+		admitted.Leave()
+	}
+	return begun
+}
+
+// complete queues the reply to a call that was begun. It does not block.
+func (k *kvStream) complete(call *almanacv1.StreamCall, admitted *admission.Call, m *almanacv1.StreamReply, err error) {
+	if err != nil {
+		m.Response = &almanacv1.StreamReply_Error{Error: k.kv.message(err)}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.queue(call, admitted, m) {
+		go func() {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.send()
+		}()
+	}
+}
+
+// hand gives a call to a worker.
+func (k *kvStream) hand(call *almanacv1.StreamCall) {
+	k.mu.Lock()
+	spawn := k.idle == 0
+	if !spawn {
+		k.idle--
+	}
+	k.mu.Unlock()
+	k.work <- call // has room for every call in flight
+	if spawn {
+		go k.serve()
+	}
 }
 
 // serve answers calls until there are no more.
 func (k *kvStream) serve() {
 	for call := range k.work {
 		admitted := k.intake.Begin()
-		m := k.kv.answer(k.stream.Context(), admitted, call)
-		m.Id = call.GetId()
-		own := replyWeight(m)
-		k.finish(reply{message: m, own: own, held: own + weight(call), call: admitted})
+		k.finish(call, admitted, k.kv.answer(k.stream.Context(), admitted, call))
 	}
 }
 
-// finish queues a reply, and sends what is queued unless somebody does.
-func (k *kvStream) finish(r reply) {
+// finish queues a worker's reply, and sends what is queued unless somebody does.
+func (k *kvStream) finish(call *almanacv1.StreamCall, admitted *admission.Call, m *almanacv1.StreamReply) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	defer func() { k.idle++ }()
-	k.replies = append(k.replies, r)
-	k.bytes += r.own
+	if k.queue(call, admitted, m) {
+		k.send()
+	}
+	k.idle++
+}
+
+// queue adds a reply to those that wait to be sent. True says that the caller has to send.
+// Called with mu held.
+func (k *kvStream) queue(call *almanacv1.StreamCall, admitted *admission.Call, m *almanacv1.StreamReply) bool {
+	m.Id = call.GetId()
+	own := replyWeight(m)
+	k.replies = append(k.replies, reply{message: m, own: own, held: own + weight(call), call: admitted})
+	k.bytes += own
 	if k.sending {
-		return
+		return false
 	}
 	k.sending = true
+	return true
+}
+
+// send sends replies until none wait. Called with mu held, by who was told to.
+func (k *kvStream) send() {
 	k.mu.Unlock()
 	runtime.Gosched() // let calls that are about to finish join the frame
 	k.mu.Lock()
@@ -216,15 +282,23 @@ func (k *kvStream) failure() error {
 // maxTimeout keeps a call's timeout a duration.
 const maxTimeout = 24 * time.Hour
 
+// callTimeout returns for how long a call may take.
+func callTimeout(call *almanacv1.StreamCall) time.Duration {
+	if ms := call.GetTimeoutMs(); ms > 0 && ms < maxTimeout.Milliseconds() {
+		return time.Duration(ms) * time.Millisecond
+	}
+	return maxTimeout
+}
+
 // answer does one call.
 func (s *kvServer) answer(ctx context.Context, admitted *admission.Call, call *almanacv1.StreamCall) *almanacv1.StreamReply {
 	if err := admitted.Hold(callBytes + 2*weight(call)); err != nil {
 		return &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Error{Error: s.message(err)}}
 	}
 	ctx = admission.With(ctx, admitted)
-	if ms := call.GetTimeoutMs(); ms > 0 && ms < maxTimeout.Milliseconds() {
+	if timeout := callTimeout(call); timeout < maxTimeout {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	reply := &almanacv1.StreamReply{}

@@ -29,8 +29,11 @@ func newGate(keys ...string) *gate {
 	return g
 }
 
-func (g *gate) routes() *routes {
-	return &routes{read: func(ctx context.Context, reads []wire.Read, _ router.Consistency, _ base.Timestamp) (wire.ReadReply, error) {
+func (g *gate) routes() *routes { return g.behind(&routes{}) }
+
+// behind makes r's reads wait at the gate.
+func (g *gate) behind(r *routes) *routes {
+	r.read = func(ctx context.Context, reads []wire.Read, _ router.Consistency, _ base.Timestamp) (wire.ReadReply, error) {
 		key := string(reads[0].Span.Start[userPrefix:])
 		g.started <- key
 		defer func() { g.ended <- key }()
@@ -41,7 +44,8 @@ func (g *gate) routes() *routes {
 		case <-ctx.Done():
 			return wire.ReadReply{}, ctx.Err()
 		}
-	}}
+	}
+	return r
 }
 
 func getCall(id uint64, key string) *almanacv1.StreamCall {
@@ -85,17 +89,25 @@ func receive(t *testing.T, stream almanacv1.KV_StreamClient, n int) map[uint64]*
 	return got
 }
 
-func TestStreamAnswersAsCallsAreDone(t *testing.T) {
+// bothWays runs a test with calls that workers do, and with calls that are only begun.
+func bothWays(t *testing.T, test func(t *testing.T, r *routes)) {
+	t.Run("workers", func(t *testing.T) { test(t, &routes{}) })
+	t.Run("begun", func(t *testing.T) { test(t, &routes{begins: true}) })
+}
+
+func TestStreamAnswersAsCallsAreDone(t *testing.T) { bothWays(t, testStreamAnswersAsCallsAreDone) }
+
+func testStreamAnswersAsCallsAreDone(t *testing.T, r *routes) {
 	g := newGate("a", "b")
-	stream, _ := openStream(t, g.routes(), Limits{})
+	stream, _ := openStream(t, g.behind(r), Limits{})
 	sendCalls(t, stream, getCall(1, "a"), getCall(2, "b"), &almanacv1.StreamCall{Id: 3})
 	if r := receive(t, stream, 1)[3]; r.GetError().GetDetail().GetReason() != "invalid_argument" {
 		t.Fatalf("a call without request got %v", r)
 	}
 	close(g.free["b"])
-	r := receive(t, stream, 1)[2].GetGet()
-	if string(r.GetKv().GetKey()) != "b" || string(r.GetKv().GetValue()) != "of b" || r.GetRevision() != 5 {
-		t.Fatalf("got %v", r)
+	got := receive(t, stream, 1)[2].GetGet()
+	if string(got.GetKv().GetKey()) != "b" || string(got.GetKv().GetValue()) != "of b" || got.GetRevision() != 5 {
+		t.Fatalf("got %v", got)
 	}
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
@@ -109,14 +121,16 @@ func TestStreamAnswersAsCallsAreDone(t *testing.T) {
 	}
 }
 
-func TestStreamBoundsCallsInFlight(t *testing.T) {
+func TestStreamBoundsCallsInFlight(t *testing.T) { bothWays(t, testStreamBoundsCallsInFlight) }
+
+func testStreamBoundsCallsInFlight(t *testing.T, r *routes) {
 	for name, limits := range map[string]Limits{
 		"calls": {StreamCalls: 2},
 		"bytes": {StreamBytes: 2 * (callWeight + 1)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate("a", "b", "c")
-			stream, _ := openStream(t, g.routes(), limits)
+			stream, _ := openStream(t, g.behind(r), limits)
 			sendCalls(t, stream, getCall(1, "a"), getCall(2, "b"), getCall(3, "c"))
 			first, second := <-g.started, <-g.started
 			if first+second != "ab" && first+second != "ba" {
@@ -134,9 +148,11 @@ func TestStreamBoundsCallsInFlight(t *testing.T) {
 	}
 }
 
-func TestBrokenStreamEndsItsCalls(t *testing.T) {
+func TestBrokenStreamEndsItsCalls(t *testing.T) { bothWays(t, testBrokenStreamEndsItsCalls) }
+
+func testBrokenStreamEndsItsCalls(t *testing.T, r *routes) {
 	g := newGate("a", "b")
-	stream, cancel := openStream(t, g.routes(), Limits{StreamCalls: 1})
+	stream, cancel := openStream(t, g.behind(r), Limits{StreamCalls: 1})
 	sendCalls(t, stream, getCall(1, "a"), getCall(2, "b")) // the second waits to be admitted
 	<-g.started
 	cancel()
@@ -156,13 +172,15 @@ func TestStreamCallTimeout(t *testing.T) {
 	}
 }
 
-func TestStreamManyCalls(t *testing.T) {
-	r := &routes{txn: func(_ context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
+func TestStreamManyCalls(t *testing.T) { bothWays(t, testStreamManyCalls) }
+
+func testStreamManyCalls(t *testing.T, r *routes) {
+	r.txn = func(_ context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
 		if len(txn.Then[0].Value) == 0 {
 			return nil, 0, fault.New(fault.Busy, "too much to do")
 		}
 		return &mvcc.TxnResult{Succeeded: true, Ops: []mvcc.OpResult{{Kind: mvcc.OpPut}}}, base.Timestamp(txn.Then[0].Value[0]), nil
-	}}
+	}
 	stream, _ := openStream(t, r, Limits{StreamCalls: 16})
 	const frames, perFrame = 40, 100
 	go func() {

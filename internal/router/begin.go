@@ -1,0 +1,100 @@
+package router
+
+import (
+	"context"
+	"time"
+
+	"github.com/almanacdb/almanac/internal/admission"
+	"github.com/almanacdb/almanac/internal/base"
+	"github.com/almanacdb/almanac/internal/clock"
+	"github.com/almanacdb/almanac/internal/command"
+	"github.com/almanacdb/almanac/internal/fault"
+	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/wire"
+)
+
+// What is begun here has no goroutine that waits for it, so that a stream of many small
+// calls costs few switches between goroutines. Only the straight way is gone without one:
+// what would have to wait for its turn or for a route is not begun, and what has to be
+// tried again goes on as if it had been asked for anew.
+
+// ShortestBegun is the shortest time in which a begun call is sure to be answered: who
+// waits for it looks at its deadline with every tick only.
+const ShortestBegun = time.Second
+
+// BeginTxn is Txn that does not wait. done is called once, within timeout, on a goroutine
+// that must not be blocked. False means that nothing was begun: Txn can do it.
+func (r *Router) BeginTxn(ctx context.Context, timeout time.Duration, txn *mvcc.Txn, done func(*mvcc.TxnResult, base.Timestamp, error)) bool {
+	span, ok := hull(nil, txn)
+	if !ok {
+		return false
+	}
+	rt, ok := r.routes.get(span.Start)
+	if !ok || !rt.desc.Span.Contains(span) {
+		return false
+	}
+	env, err := command.Encode(command.Header{Kind: command.KindTxn}, txn)
+	if err != nil || !r.gates.TryEnter(rt.desc.Range) {
+		return false
+	}
+	timeout = min(r.opts.Timeout, callersPart(timeout))
+	deadline := r.store.Clock().Mono().Add(timeout)
+	r.propose(r.orderer(&rt, 0), rt.desc.Range, env, answersPart(timeout), func(res command.Result, err error) {
+		r.gates.Leave(rt.desc.Range)
+		if err == nil && res.Refusal != nil {
+			err = res.Refusal
+		}
+		if err != nil && safe(err) {
+			r.learn(&rt, err)
+			go func() {
+				ctx, cancel := r.until(ctx, deadline)
+				defer cancel()
+				done(r.Txn(ctx, txn))
+			}()
+			return
+		}
+		done(res.Txn, res.Stamp, err)
+	})
+	return true
+}
+
+// BeginRead is Read of one span's newest versions that does not wait. done is called once,
+// within timeout, on a goroutine that does other reads too. False means that nothing was
+// begun: Read can do it.
+func (r *Router) BeginRead(ctx context.Context, timeout time.Duration, span base.Span, done func(wire.ReadReply, error)) bool {
+	rt, ok := r.routes.get(span.Start)
+	if !ok || !rt.desc.Span.Contains(span) {
+		return false
+	}
+	id := rt.desc.Range
+	if r.store.Replica(id) == nil || r.store.Behind(id) || !r.gates.TryEnter(id) {
+		return false
+	}
+	timeout = min(r.opts.Timeout, callersPart(timeout))
+	deadline := r.store.Clock().Mono().Add(timeout)
+	reads := []wire.Read{{Span: span}}
+	begun := func(at base.Timestamp, err error) {
+		var reply wire.ReadReply
+		if err == nil {
+			reply, err = r.store.ReadWithin(admission.Room(ctx), id, reads, at)
+		}
+		r.gates.Leave(id)
+		if err != nil && (safe(err) || fault.KindOf(err) == fault.Deadline) {
+			r.learn(&rt, err)
+			go func() {
+				ctx, cancel := r.until(ctx, deadline)
+				defer cancel()
+				done(r.Read(ctx, reads, Newest, 0))
+			}()
+			return
+		}
+		done(reply, err)
+	}
+	r.barriers.join(rt, true, 0, &barrierWaiter{deadline: deadline, begun: begun})
+	return true
+}
+
+// until gives ctx what is left of a deadline on the store's clock.
+func (r *Router) until(ctx context.Context, deadline clock.Mono) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, deadline.Sub(r.store.Clock().Mono()))
+}
