@@ -140,8 +140,7 @@ func (e *Events) Publish(ctx context.Context, topic string, events ...NewEvent) 
 	a := attempts{c: e.c}
 	for {
 		s := a.server()
-		response := new(almanacv1.PublishResponse)
-		failure := s.unary(ctx, almanacv1.Events_Publish_FullMethodName, request, response)
+		response, failure := s.publish(ctx, request)
 		if failure == nil && len(response.GetResults()) != len(left) {
 			failure = &Error{Reason: ReasonUnknownOutcome, Message: "the server answered for another number of events"}
 		}
@@ -175,6 +174,36 @@ func (e *Events) Publish(ctx context.Context, topic string, events ...NewEvent) 
 		}
 		return results, nil
 	}
+}
+
+// manyBytes is from when on a publish goes alone: on the shared stream it would hold up
+// others.
+const manyBytes = 64 << 10
+
+// publish makes one try.
+func (s *server) publish(ctx context.Context, request *almanacv1.PublishRequest) (*almanacv1.PublishResponse, *Error) {
+	size := 0
+	for _, e := range request.GetEvents() {
+		size += len(e.GetPayload())
+	}
+	if size > manyBytes {
+		response := new(almanacv1.PublishResponse)
+		err := s.unary(ctx, almanacv1.Events_Publish_FullMethodName, request, response)
+		return response, err
+	}
+	m := s.live()
+	if m == nil {
+		var err *Error
+		if m, err = s.join(ctx); err != nil {
+			return nil, err
+		}
+	}
+	deadline, _ := ctx.Deadline()
+	reply, err := m.call(ctx, deadline, &almanacv1.StreamCall{Request: &almanacv1.StreamCall_Publish{Publish: request}})
+	if err != nil {
+		return nil, err
+	}
+	return reply.GetPublish(), nil
 }
 
 // settle records a response. It returns what may be tried again, and why.

@@ -79,18 +79,26 @@ func TestPublishRepeatsWhatIsSafe(t *testing.T) {
 }
 
 // TestPublishUnsure checks that a failure without detail, after the request was sent, is
-// an unknown outcome and not repeated.
+// an unknown outcome and not repeated, whether it went on the stream or alone.
 func TestPublishUnsure(t *testing.T) {
 	s, c := start(t)
-	var calls atomic.Int32
+	var calls, unary atomic.Int32
 	s.Faults.Unary = func(string, any) error {
-		calls.Add(1)
+		unary.Add(1)
 		return status.Error(codes.Unavailable, "the connection broke")
 	}
-	_, err := c.Events.Publish(t.Context(), "t", NewEvent{})
-	wantReason(t, err, ReasonUnknownOutcome)
-	if calls.Load() != 1 {
-		t.Fatalf("sent %d times", calls.Load())
+	s.Faults.Call = func(*almanacv1.StreamCall) *almanacv1.StreamReply {
+		calls.Add(1)
+		s.BreakStreams()
+		<-s.Stopped() // never answers
+		return nil
+	}
+	for _, size := range []int{manyBytes, manyBytes + 1} {
+		_, err := c.Events.Publish(t.Context(), "t", NewEvent{Payload: make([]byte, size)})
+		wantReason(t, err, ReasonUnknownOutcome)
+	}
+	if calls.Load() != 1 || unary.Load() != 1 {
+		t.Fatalf("sent %d times on a stream, %d times alone", calls.Load(), unary.Load())
 	}
 }
 

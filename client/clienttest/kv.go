@@ -2,6 +2,7 @@ package clienttest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"sort"
@@ -9,6 +10,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	almanacv1 "github.com/almanacdb/almanac/api/almanac/v1"
 )
@@ -69,6 +71,13 @@ func (s *Server) answer(call *almanacv1.StreamCall) *almanacv1.StreamReply {
 			return reply
 		}
 	}
+	if r := call.GetPublish(); r != nil {
+		published, err := s.Publish(context.Background(), r)
+		if err != nil {
+			return statusReply(err)
+		}
+		return &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Publish{Publish: published}}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch r := call.GetRequest().(type) {
@@ -98,6 +107,18 @@ func (s *Server) answer(call *almanacv1.StreamCall) *almanacv1.StreamReply {
 // ErrorReply returns a reply that is an error.
 func ErrorReply(code codes.Code, reason, message string) *almanacv1.StreamReply {
 	return &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Error{Error: Error(code, reason, message)}}
+}
+
+// statusReply returns a unary call's error as a reply.
+func statusReply(err error) *almanacv1.StreamReply {
+	st := status.Convert(err)
+	e := &almanacv1.Error{Code: int32(st.Code()), Message: st.Message()}
+	for _, d := range st.Details() {
+		if detail, ok := d.(*almanacv1.ErrorDetail); ok {
+			e.Detail = detail
+		}
+	}
+	return &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Error{Error: e}}
 }
 
 func (s *Server) put(r *almanacv1.PutRequest) *almanacv1.PutResponse {

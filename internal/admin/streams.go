@@ -114,6 +114,8 @@ func methodOf(c *almanacv1.StreamCall) string {
 		return "Delete"
 	case *almanacv1.StreamCall_Txn:
 		return "Txn"
+	case *almanacv1.StreamCall_Publish:
+		return "Publish"
 	}
 	return "unknown"
 }

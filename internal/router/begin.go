@@ -10,6 +10,7 @@ import (
 	"github.com/almanacdb/almanac/internal/command"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/mvcc"
+	"github.com/almanacdb/almanac/internal/timeline"
 	"github.com/almanacdb/almanac/internal/wire"
 )
 
@@ -93,6 +94,49 @@ func (r *Router) BeginRead(ctx context.Context, timeout time.Duration, span base
 	r.barriers.join(rt, true, 0, &barrierWaiter{deadline: deadline, begun: begun})
 	return true
 }
+
+// BeginPublish is Publish that does not wait. done is called once, within timeout, on a
+// goroutine that answers other publishes too. False means that nothing was begun: Publish
+// can do it.
+func (r *Router) BeginPublish(ctx context.Context, timeout time.Duration, topic string, events []timeline.NewEvent, done func([]Published, error)) bool {
+	t, ok := r.topics.get(topic, r.store.Clock().Mono())
+	if !ok {
+		return false
+	}
+	results := make([]Published, len(events))
+	chains, err := r.plan(&t, events, results, func(key []byte) (rt route, err error) {
+		if rt, ok = r.routes.get(key); !ok {
+			err = errNotKnown
+		}
+		return rt, err
+	})
+	if err != nil || len(chains) != 1 || len(chains[0].parts) != 1 {
+		return false
+	}
+	to, p := chains[0].to, chains[0].parts[0]
+	if !r.gates.TryEnter(to) {
+		return false
+	}
+	p.deadline = r.store.Clock().Mono().Add(min(r.opts.Timeout, callersPart(timeout)))
+	p.begun = func() {
+		r.gates.Leave(to)
+		if p.err != nil { // why may have to be looked up
+			go func() {
+				ctx, cancel := r.until(ctx, p.deadline)
+				defer cancel()
+				p.tell(results, r.topicGone(ctx, &t, p.err))
+				done(results, nil)
+			}()
+			return
+		}
+		p.tell(results, nil)
+		done(results, nil)
+	}
+	r.publishes.join(to, p)
+	return true
+}
+
+var errNotKnown = fault.New(fault.Unavailable, "the route is not known yet")
 
 // until gives ctx what is left of a deadline on the store's clock.
 func (r *Router) until(ctx context.Context, deadline clock.Mono) (context.Context, context.CancelFunc) {

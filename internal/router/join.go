@@ -2,6 +2,7 @@ package router
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -21,7 +22,7 @@ import (
 type publishPart struct {
 	events   []plannedEvent
 	bytes    int // of the events, about
-	deadline time.Time
+	deadline clock.Mono
 
 	// Of the book: guarded by its lock until done is closed.
 	sent bool  // in a try that is not answered
@@ -29,6 +30,7 @@ type publishPart struct {
 	last error // why the last try did nothing
 
 	done    chan struct{} // closed once results or err are set
+	begun   func()        // instead of done: called then, by who may be blocked
 	results []timeline.Published
 	err     error
 }
@@ -101,7 +103,8 @@ func (b *publishBook) add(ctx context.Context, to base.RangeID, p *publishPart) 
 		return err
 	}
 	defer b.router.gates.Leave(to)
-	p.deadline, _ = ctx.Deadline()
+	at, _ := ctx.Deadline() // Publish set one
+	p.deadline = b.router.store.Clock().Mono().Add(time.Until(at))
 	p.done = make(chan struct{})
 	b.join(to, p)
 	select {
@@ -195,8 +198,8 @@ func (b *publishBook) board(to base.RangeID, q *publishQueue, flight int) []*pub
 // on until the last of its callers has left or has no time left.
 func (b *publishBook) carry(parts []*publishPart) {
 	r := b.router
-	latest := slices.MaxFunc(parts, func(a, b *publishPart) int { return a.deadline.Compare(b.deadline) }).deadline
-	ctx, cancel := context.WithDeadline(context.Background(), latest)
+	latest := slices.MaxFunc(parts, func(a, b *publishPart) int { return cmp.Compare(a.deadline, b.deadline) }).deadline
+	ctx, cancel := r.until(context.Background(), latest)
 	defer cancel()
 	for attempt := 0; ; attempt++ {
 		if parts = b.send(parts); len(parts) == 0 {
@@ -263,10 +266,17 @@ func (b *publishBook) hold(parts []*publishPart, why error) {
 
 func (b *publishBook) settle(parts []*publishPart, err error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	for _, p := range parts {
 		p.err = err
-		close(p.done)
+		if p.begun == nil {
+			close(p.done)
+		}
+	}
+	b.mu.Unlock()
+	for _, p := range parts {
+		if p.begun != nil {
+			p.begun()
+		}
 	}
 }
 

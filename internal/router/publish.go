@@ -52,7 +52,10 @@ func (r *Router) Publish(ctx context.Context, name string, events []timeline.New
 	results := make([]Published, len(events))
 	ctx, cancel := r.bound(ctx)
 	defer cancel()
-	chains, err := r.plan(ctx, &t, events, results)
+	chains, err := r.plan(&t, events, results, func(key []byte) (route, error) { return r.lookup(ctx, key) })
+	if err != nil {
+		err = r.topicGone(ctx, &t, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +70,7 @@ func (r *Router) Publish(ctx context.Context, name string, events []timeline.New
 
 // plan sorts events into parts. Events of a partition keep their order: a part that
 // follows another of the same range goes into a later command.
-func (r *Router) plan(ctx context.Context, t *placement.Topic, events []timeline.NewEvent, results []Published) ([]*publishChain, error) {
+func (r *Router) plan(t *placement.Topic, events []timeline.NewEvent, results []Published, find func(key []byte) (route, error)) ([]*publishChain, error) {
 	otherwise := r.publishes.otherwise(t, events, r.store.Clock().Mono())
 	var chains []*publishChain
 	var c *publishChain // of the event before
@@ -76,9 +79,9 @@ func (r *Router) plan(ctx context.Context, t *placement.Topic, events []timeline
 		results[i].Partition = p
 		id := base.PartitionID{Topic: t.ID, Partition: p}
 		if i == 0 || p != results[i-1].Partition {
-			rt, err := r.lookup(ctx, keys.Partition(id))
+			rt, err := find(keys.Partition(id))
 			if err != nil {
-				return nil, r.topicGone(ctx, t, err)
+				return nil, err
 			}
 			n := slices.IndexFunc(chains, func(c *publishChain) bool { return c.to == rt.desc.Range })
 			if n < 0 {
@@ -124,13 +127,18 @@ func (r *Router) publishChain(ctx context.Context, t *placement.Topic, c *publis
 				failed = r.topicGone(ctx, t, err)
 			}
 		}
-		for i := range p.events {
-			to := &results[p.events[i].index]
-			if failed != nil {
-				to.Err = failed
-			} else {
-				to.Published = p.results[i]
-			}
+		p.tell(results, failed)
+	}
+}
+
+// tell gives the events of a part their results.
+func (p *publishPart) tell(results []Published, failed error) {
+	for i := range p.events {
+		to := &results[p.events[i].index]
+		if failed != nil {
+			to.Err = failed
+		} else {
+			to.Published = p.results[i]
 		}
 	}
 }

@@ -1487,6 +1487,7 @@ type StreamCall struct {
 	//	*StreamCall_Put
 	//	*StreamCall_Delete
 	//	*StreamCall_Txn
+	//	*StreamCall_Publish
 	Request       isStreamCall_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1588,6 +1589,15 @@ func (x *StreamCall) GetTxn() *TxnRequest {
 	return nil
 }
 
+func (x *StreamCall) GetPublish() *PublishRequest {
+	if x != nil {
+		if x, ok := x.Request.(*StreamCall_Publish); ok {
+			return x.Publish
+		}
+	}
+	return nil
+}
+
 type isStreamCall_Request interface {
 	isStreamCall_Request()
 }
@@ -1617,6 +1627,11 @@ type StreamCall_Txn struct {
 	Txn *TxnRequest `protobuf:"bytes,7,opt,name=txn,proto3,oneof"`
 }
 
+type StreamCall_Publish struct {
+	// As Events.Publish. Large batches are better off there: a frame holds up those behind it.
+	Publish *PublishRequest `protobuf:"bytes,8,opt,name=publish,proto3,oneof"`
+}
+
 func (*StreamCall_Get) isStreamCall_Request() {}
 
 func (*StreamCall_Range) isStreamCall_Request() {}
@@ -1626,6 +1641,8 @@ func (*StreamCall_Put) isStreamCall_Request() {}
 func (*StreamCall_Delete) isStreamCall_Request() {}
 
 func (*StreamCall_Txn) isStreamCall_Request() {}
+
+func (*StreamCall_Publish) isStreamCall_Request() {}
 
 // StreamResponse is one frame of replies.
 type StreamResponse struct {
@@ -1688,6 +1705,7 @@ type StreamReply struct {
 	//	*StreamReply_Delete
 	//	*StreamReply_Txn
 	//	*StreamReply_Error
+	//	*StreamReply_Publish
 	Response      isStreamReply_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1791,6 +1809,15 @@ func (x *StreamReply) GetError() *Error {
 	return nil
 }
 
+func (x *StreamReply) GetPublish() *PublishResponse {
+	if x != nil {
+		if x, ok := x.Response.(*StreamReply_Publish); ok {
+			return x.Publish
+		}
+	}
+	return nil
+}
+
 type isStreamReply_Response interface {
 	isStreamReply_Response()
 }
@@ -1825,6 +1852,11 @@ type StreamReply_Error struct {
 	Error *Error `protobuf:"bytes,7,opt,name=error,proto3,oneof"`
 }
 
+type StreamReply_Publish struct {
+	// Answers publish.
+	Publish *PublishResponse `protobuf:"bytes,8,opt,name=publish,proto3,oneof"`
+}
+
 func (*StreamReply_Get) isStreamReply_Response() {}
 
 func (*StreamReply_Range) isStreamReply_Response() {}
@@ -1837,12 +1869,14 @@ func (*StreamReply_Txn) isStreamReply_Response() {}
 
 func (*StreamReply_Error) isStreamReply_Response() {}
 
+func (*StreamReply_Publish) isStreamReply_Response() {}
+
 var File_almanac_v1_kv_proto protoreflect.FileDescriptor
 
 const file_almanac_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"\x13almanac/v1/kv.proto\x12\n" +
-	"almanac.v1\x1a\x16almanac/v1/error.proto\"\xae\x01\n" +
+	"almanac.v1\x1a\x16almanac/v1/error.proto\x1a\x17almanac/v1/events.proto\"\xae\x01\n" +
 	"\bKeyValue\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12'\n" +
@@ -1944,7 +1978,7 @@ const file_almanac_v1_kv_proto_rawDesc = "" +
 	"\tsucceeded\x18\x02 \x01(\bR\tsucceeded\x12.\n" +
 	"\aresults\x18\x03 \x03(\v2\x14.almanac.v1.OpResultR\aresults\"=\n" +
 	"\rStreamRequest\x12,\n" +
-	"\x05calls\x18\x01 \x03(\v2\x16.almanac.v1.StreamCallR\x05calls\"\xb1\x02\n" +
+	"\x05calls\x18\x01 \x03(\v2\x16.almanac.v1.StreamCallR\x05calls\"\xe9\x02\n" +
 	"\n" +
 	"StreamCall\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
@@ -1954,10 +1988,11 @@ const file_almanac_v1_kv_proto_rawDesc = "" +
 	"\x05range\x18\x04 \x01(\v2\x18.almanac.v1.RangeRequestH\x00R\x05range\x12*\n" +
 	"\x03put\x18\x05 \x01(\v2\x16.almanac.v1.PutRequestH\x00R\x03put\x123\n" +
 	"\x06delete\x18\x06 \x01(\v2\x19.almanac.v1.DeleteRequestH\x00R\x06delete\x12*\n" +
-	"\x03txn\x18\a \x01(\v2\x16.almanac.v1.TxnRequestH\x00R\x03txnB\t\n" +
+	"\x03txn\x18\a \x01(\v2\x16.almanac.v1.TxnRequestH\x00R\x03txn\x126\n" +
+	"\apublish\x18\b \x01(\v2\x1a.almanac.v1.PublishRequestH\x00R\apublishB\t\n" +
 	"\arequest\"C\n" +
 	"\x0eStreamResponse\x121\n" +
-	"\areplies\x18\x01 \x03(\v2\x17.almanac.v1.StreamReplyR\areplies\"\xc4\x02\n" +
+	"\areplies\x18\x01 \x03(\v2\x17.almanac.v1.StreamReplyR\areplies\"\xfd\x02\n" +
 	"\vStreamReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x03get\x18\x02 \x01(\v2\x17.almanac.v1.GetResponseH\x00R\x03get\x121\n" +
@@ -1965,7 +2000,8 @@ const file_almanac_v1_kv_proto_rawDesc = "" +
 	"\x03put\x18\x04 \x01(\v2\x17.almanac.v1.PutResponseH\x00R\x03put\x124\n" +
 	"\x06delete\x18\x05 \x01(\v2\x1a.almanac.v1.DeleteResponseH\x00R\x06delete\x12+\n" +
 	"\x03txn\x18\x06 \x01(\v2\x17.almanac.v1.TxnResponseH\x00R\x03txn\x12)\n" +
-	"\x05error\x18\a \x01(\v2\x11.almanac.v1.ErrorH\x00R\x05errorB\n" +
+	"\x05error\x18\a \x01(\v2\x11.almanac.v1.ErrorH\x00R\x05error\x127\n" +
+	"\apublish\x18\b \x01(\v2\x1b.almanac.v1.PublishResponseH\x00R\apublishB\n" +
 	"\n" +
 	"\bresponse*\x8c\x01\n" +
 	"\vConsistency\x12\x1b\n" +
@@ -1997,28 +2033,30 @@ func file_almanac_v1_kv_proto_rawDescGZIP() []byte {
 var file_almanac_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_almanac_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_almanac_v1_kv_proto_goTypes = []any{
-	(Consistency)(0),       // 0: almanac.v1.Consistency
-	(Compare_Target)(0),    // 1: almanac.v1.Compare.Target
-	(Compare_Relation)(0),  // 2: almanac.v1.Compare.Relation
-	(*KeyValue)(nil),       // 3: almanac.v1.KeyValue
-	(*GetRequest)(nil),     // 4: almanac.v1.GetRequest
-	(*GetResponse)(nil),    // 5: almanac.v1.GetResponse
-	(*RangeRequest)(nil),   // 6: almanac.v1.RangeRequest
-	(*RangeResponse)(nil),  // 7: almanac.v1.RangeResponse
-	(*PutRequest)(nil),     // 8: almanac.v1.PutRequest
-	(*PutResponse)(nil),    // 9: almanac.v1.PutResponse
-	(*DeleteRequest)(nil),  // 10: almanac.v1.DeleteRequest
-	(*DeleteResponse)(nil), // 11: almanac.v1.DeleteResponse
-	(*Compare)(nil),        // 12: almanac.v1.Compare
-	(*Op)(nil),             // 13: almanac.v1.Op
-	(*OpResult)(nil),       // 14: almanac.v1.OpResult
-	(*TxnRequest)(nil),     // 15: almanac.v1.TxnRequest
-	(*TxnResponse)(nil),    // 16: almanac.v1.TxnResponse
-	(*StreamRequest)(nil),  // 17: almanac.v1.StreamRequest
-	(*StreamCall)(nil),     // 18: almanac.v1.StreamCall
-	(*StreamResponse)(nil), // 19: almanac.v1.StreamResponse
-	(*StreamReply)(nil),    // 20: almanac.v1.StreamReply
-	(*Error)(nil),          // 21: almanac.v1.Error
+	(Consistency)(0),        // 0: almanac.v1.Consistency
+	(Compare_Target)(0),     // 1: almanac.v1.Compare.Target
+	(Compare_Relation)(0),   // 2: almanac.v1.Compare.Relation
+	(*KeyValue)(nil),        // 3: almanac.v1.KeyValue
+	(*GetRequest)(nil),      // 4: almanac.v1.GetRequest
+	(*GetResponse)(nil),     // 5: almanac.v1.GetResponse
+	(*RangeRequest)(nil),    // 6: almanac.v1.RangeRequest
+	(*RangeResponse)(nil),   // 7: almanac.v1.RangeResponse
+	(*PutRequest)(nil),      // 8: almanac.v1.PutRequest
+	(*PutResponse)(nil),     // 9: almanac.v1.PutResponse
+	(*DeleteRequest)(nil),   // 10: almanac.v1.DeleteRequest
+	(*DeleteResponse)(nil),  // 11: almanac.v1.DeleteResponse
+	(*Compare)(nil),         // 12: almanac.v1.Compare
+	(*Op)(nil),              // 13: almanac.v1.Op
+	(*OpResult)(nil),        // 14: almanac.v1.OpResult
+	(*TxnRequest)(nil),      // 15: almanac.v1.TxnRequest
+	(*TxnResponse)(nil),     // 16: almanac.v1.TxnResponse
+	(*StreamRequest)(nil),   // 17: almanac.v1.StreamRequest
+	(*StreamCall)(nil),      // 18: almanac.v1.StreamCall
+	(*StreamResponse)(nil),  // 19: almanac.v1.StreamResponse
+	(*StreamReply)(nil),     // 20: almanac.v1.StreamReply
+	(*PublishRequest)(nil),  // 21: almanac.v1.PublishRequest
+	(*Error)(nil),           // 22: almanac.v1.Error
+	(*PublishResponse)(nil), // 23: almanac.v1.PublishResponse
 }
 var file_almanac_v1_kv_proto_depIdxs = []int32{
 	0,  // 0: almanac.v1.GetRequest.consistency:type_name -> almanac.v1.Consistency
@@ -2047,30 +2085,32 @@ var file_almanac_v1_kv_proto_depIdxs = []int32{
 	8,  // 23: almanac.v1.StreamCall.put:type_name -> almanac.v1.PutRequest
 	10, // 24: almanac.v1.StreamCall.delete:type_name -> almanac.v1.DeleteRequest
 	15, // 25: almanac.v1.StreamCall.txn:type_name -> almanac.v1.TxnRequest
-	20, // 26: almanac.v1.StreamResponse.replies:type_name -> almanac.v1.StreamReply
-	5,  // 27: almanac.v1.StreamReply.get:type_name -> almanac.v1.GetResponse
-	7,  // 28: almanac.v1.StreamReply.range:type_name -> almanac.v1.RangeResponse
-	9,  // 29: almanac.v1.StreamReply.put:type_name -> almanac.v1.PutResponse
-	11, // 30: almanac.v1.StreamReply.delete:type_name -> almanac.v1.DeleteResponse
-	16, // 31: almanac.v1.StreamReply.txn:type_name -> almanac.v1.TxnResponse
-	21, // 32: almanac.v1.StreamReply.error:type_name -> almanac.v1.Error
-	4,  // 33: almanac.v1.KV.Get:input_type -> almanac.v1.GetRequest
-	6,  // 34: almanac.v1.KV.Range:input_type -> almanac.v1.RangeRequest
-	8,  // 35: almanac.v1.KV.Put:input_type -> almanac.v1.PutRequest
-	10, // 36: almanac.v1.KV.Delete:input_type -> almanac.v1.DeleteRequest
-	15, // 37: almanac.v1.KV.Txn:input_type -> almanac.v1.TxnRequest
-	17, // 38: almanac.v1.KV.Stream:input_type -> almanac.v1.StreamRequest
-	5,  // 39: almanac.v1.KV.Get:output_type -> almanac.v1.GetResponse
-	7,  // 40: almanac.v1.KV.Range:output_type -> almanac.v1.RangeResponse
-	9,  // 41: almanac.v1.KV.Put:output_type -> almanac.v1.PutResponse
-	11, // 42: almanac.v1.KV.Delete:output_type -> almanac.v1.DeleteResponse
-	16, // 43: almanac.v1.KV.Txn:output_type -> almanac.v1.TxnResponse
-	19, // 44: almanac.v1.KV.Stream:output_type -> almanac.v1.StreamResponse
-	39, // [39:45] is the sub-list for method output_type
-	33, // [33:39] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	21, // 26: almanac.v1.StreamCall.publish:type_name -> almanac.v1.PublishRequest
+	20, // 27: almanac.v1.StreamResponse.replies:type_name -> almanac.v1.StreamReply
+	5,  // 28: almanac.v1.StreamReply.get:type_name -> almanac.v1.GetResponse
+	7,  // 29: almanac.v1.StreamReply.range:type_name -> almanac.v1.RangeResponse
+	9,  // 30: almanac.v1.StreamReply.put:type_name -> almanac.v1.PutResponse
+	11, // 31: almanac.v1.StreamReply.delete:type_name -> almanac.v1.DeleteResponse
+	16, // 32: almanac.v1.StreamReply.txn:type_name -> almanac.v1.TxnResponse
+	22, // 33: almanac.v1.StreamReply.error:type_name -> almanac.v1.Error
+	23, // 34: almanac.v1.StreamReply.publish:type_name -> almanac.v1.PublishResponse
+	4,  // 35: almanac.v1.KV.Get:input_type -> almanac.v1.GetRequest
+	6,  // 36: almanac.v1.KV.Range:input_type -> almanac.v1.RangeRequest
+	8,  // 37: almanac.v1.KV.Put:input_type -> almanac.v1.PutRequest
+	10, // 38: almanac.v1.KV.Delete:input_type -> almanac.v1.DeleteRequest
+	15, // 39: almanac.v1.KV.Txn:input_type -> almanac.v1.TxnRequest
+	17, // 40: almanac.v1.KV.Stream:input_type -> almanac.v1.StreamRequest
+	5,  // 41: almanac.v1.KV.Get:output_type -> almanac.v1.GetResponse
+	7,  // 42: almanac.v1.KV.Range:output_type -> almanac.v1.RangeResponse
+	9,  // 43: almanac.v1.KV.Put:output_type -> almanac.v1.PutResponse
+	11, // 44: almanac.v1.KV.Delete:output_type -> almanac.v1.DeleteResponse
+	16, // 45: almanac.v1.KV.Txn:output_type -> almanac.v1.TxnResponse
+	19, // 46: almanac.v1.KV.Stream:output_type -> almanac.v1.StreamResponse
+	41, // [41:47] is the sub-list for method output_type
+	35, // [35:41] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_almanac_v1_kv_proto_init() }
@@ -2079,6 +2119,7 @@ func file_almanac_v1_kv_proto_init() {
 		return
 	}
 	file_almanac_v1_error_proto_init()
+	file_almanac_v1_events_proto_init()
 	file_almanac_v1_kv_proto_msgTypes[10].OneofWrappers = []any{
 		(*Op_Range)(nil),
 		(*Op_Put)(nil),
@@ -2097,6 +2138,7 @@ func file_almanac_v1_kv_proto_init() {
 		(*StreamCall_Put)(nil),
 		(*StreamCall_Delete)(nil),
 		(*StreamCall_Txn)(nil),
+		(*StreamCall_Publish)(nil),
 	}
 	file_almanac_v1_kv_proto_msgTypes[17].OneofWrappers = []any{
 		(*StreamReply_Get)(nil),
@@ -2105,6 +2147,7 @@ func file_almanac_v1_kv_proto_init() {
 		(*StreamReply_Delete)(nil),
 		(*StreamReply_Txn)(nil),
 		(*StreamReply_Error)(nil),
+		(*StreamReply_Publish)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

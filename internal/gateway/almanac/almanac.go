@@ -37,6 +37,7 @@ type Router interface {
 	DeleteTopic(ctx context.Context, name string) error
 
 	Publish(ctx context.Context, topic string, events []timeline.NewEvent) ([]router.Published, error)
+	BeginPublish(ctx context.Context, timeout time.Duration, topic string, events []timeline.NewEvent, done func([]router.Published, error)) bool
 	Ack(ctx context.Context, batches []timeline.AckBatch) ([]timeline.AckOutcome, error)
 	RangeOf(ctx context.Context, p base.PartitionID) (base.RangeID, error)
 	Subscribe(ctx context.Context, topic, group string, start timeline.StartRule) (Subscription, error)

@@ -10,6 +10,7 @@ import (
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/placement"
+	"github.com/almanacdb/almanac/internal/router"
 	"github.com/almanacdb/almanac/internal/timeline"
 )
 
@@ -90,7 +91,7 @@ func (s *eventsServer) DescribeTopic(ctx context.Context, r *almanacv1.DescribeT
 	return &almanacv1.DescribeTopicResponse{Topic: topic(&t, nodes)}, nil
 }
 
-func (s *eventsServer) topicNamed(ctx context.Context, name string) (placement.Topic, error) {
+func (s *Server) topicNamed(ctx context.Context, name string) (placement.Topic, error) {
 	if err := placement.CheckName("topic", name); err != nil {
 		return placement.Topic{}, err
 	}
@@ -142,20 +143,42 @@ func topic(t *placement.Topic, nodes int) *almanacv1.Topic {
 
 // Publish implements almanacv1.EventsServer.
 func (s *eventsServer) Publish(ctx context.Context, r *almanacv1.PublishRequest) (*almanacv1.PublishResponse, error) {
+	resp, err := s.publish(ctx, r)
+	return resp, s.status(err)
+}
+
+func (s *Server) publish(ctx context.Context, r *almanacv1.PublishRequest) (*almanacv1.PublishResponse, error) {
 	events, err := s.newEvents(r)
 	if err != nil {
-		return nil, s.status(err)
+		return nil, err
 	}
 	if len(events) == 0 {
 		_, err := s.topicNamed(ctx, r.Topic)
-		return &almanacv1.PublishResponse{}, s.status(err)
+		return &almanacv1.PublishResponse{}, err
 	}
 	results, err := s.routes.Publish(ctx, r.Topic, events)
-	if err != nil {
-		return nil, s.status(err)
+	return s.published(len(events), results, err)
+}
+
+// beginPublish is publish that does not wait: done is called with the answer, once, and must
+// not block. False means that publish has to do it.
+func (s *Server) beginPublish(ctx context.Context, timeout time.Duration, r *almanacv1.PublishRequest, done func(*almanacv1.PublishResponse, error)) bool {
+	events, err := s.newEvents(r)
+	if err != nil || len(events) == 0 {
+		return false
 	}
-	if len(results) != len(events) {
-		return nil, s.status(fault.New(fault.UnknownOutcome, "%d events got %d answers", len(events), len(results)))
+	return s.routes.BeginPublish(ctx, timeout, r.Topic, events, func(results []router.Published, err error) {
+		done(s.published(len(events), results, err))
+	})
+}
+
+// published makes the answer to a request of so many events.
+func (s *Server) published(events int, results []router.Published, err error) (*almanacv1.PublishResponse, error) {
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != events {
+		return nil, fault.New(fault.UnknownOutcome, "%d events got %d answers", events, len(results))
 	}
 	all := make([]struct {
 		published almanacv1.Published
@@ -177,7 +200,7 @@ func (s *eventsServer) Publish(ctx context.Context, r *almanacv1.PublishRequest)
 }
 
 // newEvents checks and converts the events of a request. One bad event refuses all.
-func (s *eventsServer) newEvents(r *almanacv1.PublishRequest) ([]timeline.NewEvent, error) {
+func (s *Server) newEvents(r *almanacv1.PublishRequest) ([]timeline.NewEvent, error) {
 	if err := placement.CheckName("topic", r.Topic); err != nil {
 		return nil, err
 	}
@@ -209,7 +232,7 @@ func (s *eventsServer) newEvents(r *almanacv1.PublishRequest) ([]timeline.NewEve
 }
 
 // checkEvent refuses an event that could never be published.
-func (s *eventsServer) checkEvent(e *almanacv1.NewEvent, latestMS int64) *fault.Error {
+func (s *Server) checkEvent(e *almanacv1.NewEvent, latestMS int64) *fault.Error {
 	above := func(what string, n, limit int) *fault.Error {
 		return fault.New(fault.TooLarge, "%s of %d bytes is above the limit of %d", what, n, limit)
 	}

@@ -51,6 +51,13 @@ func (r *routes) BeginRead(ctx context.Context, timeout time.Duration, span base
 	return r.begins
 }
 
+func (r *routes) BeginPublish(_ context.Context, _ time.Duration, topic string, events []timeline.NewEvent, done func([]router.Published, error)) bool {
+	if r.begins {
+		done(r.publish(topic, events))
+	}
+	return r.begins
+}
+
 func (r *routes) BeginTxn(ctx context.Context, _ time.Duration, txn *mvcc.Txn, done func(*mvcc.TxnResult, base.Timestamp, error)) bool {
 	if r.begins {
 		done(r.txn(ctx, txn))

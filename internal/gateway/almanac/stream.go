@@ -152,6 +152,10 @@ func (k *kvStream) begin(call *almanacv1.StreamCall) bool {
 		begun = k.kv.beginPut(ctx, timeout, r.Put, func(resp *almanacv1.PutResponse, err error) {
 			k.complete(call, admitted, &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Put{Put: resp}}, err)
 		})
+	case *almanacv1.StreamCall_Publish:
+		begun = k.kv.beginPublish(ctx, timeout, r.Publish, func(resp *almanacv1.PublishResponse, err error) {
+			k.complete(call, admitted, &almanacv1.StreamReply{Response: &almanacv1.StreamReply_Publish{Publish: resp}}, err)
+		})
 	}
 	if !begun {
 		admitted.Leave()
@@ -324,6 +328,10 @@ func (s *kvServer) answer(ctx context.Context, admitted *admission.Call, call *a
 		var resp *almanacv1.TxnResponse
 		resp, err = s.txn(ctx, r.Txn)
 		reply.Response = &almanacv1.StreamReply_Txn{Txn: resp}
+	case *almanacv1.StreamCall_Publish:
+		var resp *almanacv1.PublishResponse
+		resp, err = s.publish(ctx, r.Publish)
+		reply.Response = &almanacv1.StreamReply_Publish{Publish: resp}
 	default:
 		err = fault.New(fault.Invalid, "the call has no request that this version knows")
 	}
