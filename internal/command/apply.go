@@ -103,7 +103,7 @@ func refuses(k fault.Kind) bool {
 func evaluate(v effect.View, st *State, c *Command, answer bool, res *Result) (err error) {
 	switch body := c.Body.(type) {
 	case *mvcc.Txn:
-		res.Txn, err = mvcc.Apply(v, st.Recent, body, c.Stamp, st.Horizon, answer)
+		res.Txn, err = mvcc.Apply(v, body, c.Stamp, st.Horizon, answer)
 	case *timeline.Publish:
 		res.Published, err = timeline.ApplyPublish(v, st.Clock, c.Stamp, body)
 	case *timeline.Ack:

@@ -79,9 +79,6 @@ type State struct {
 	Bound        base.Timestamp       // oracle's persisted bound; system range only (T3)
 	FeatureLevel uint32
 	Unknown      []byte // fields that a later version wrote, preserved
-	// Recent spares reads of what was written last. It is of this process alone: not
-	// stored, and empty or nil where a state comes from.
-	Recent *mvcc.Recent
 }
 
 // Result is what applying a command yields. At most one of the answers is set, by the

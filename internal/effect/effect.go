@@ -106,6 +106,19 @@ type Reader interface {
 	NewIter(lower, upper []byte) (Iterator, error)
 }
 
+// Heads is a Reader that may know the head of a prefix, the first key under it, without
+// looking for it.
+type Heads interface {
+	// Head returns what follows the prefix in its first key, and that key's value. They are
+	// shared and must not be changed. If ok is false, t lets Learn take what is found.
+	Head(prefix []byte) (suffix, value []byte, t HeadTicket, ok bool)
+	// Learn is told the head that a read found which began after t was given.
+	Learn(t HeadTicket, prefix, suffix, value []byte)
+}
+
+// HeadTicket is a moment in the history of a reader's contents; the zero ticket is none.
+type HeadTicket struct{ Moment uint64 }
+
 // View is a state machine's window on its range: it reads its own writes. Keys and
 // values are copied, or consumed before the call returns.
 type View interface {

@@ -20,9 +20,9 @@ import (
 //
 // A fault of kind Invalid, NotFound, Compacted or FutureRevision refuses the
 // transaction before its first write. Any other error is of storage or corruption; the
-// view is then to be dropped, and recent with it.
-func Apply(v effect.View, recent *Recent, txn *Txn, at, horizon base.Timestamp, answer bool) (*TxnResult, error) {
-	a := applier{view: v, recent: recent, read: reader{r: v}, at: at, horizon: horizon, answer: answer}
+// view is then to be dropped.
+func Apply(v effect.View, txn *Txn, at, horizon base.Timestamp, answer bool) (*TxnResult, error) {
+	a := applier{view: v, read: reader{r: v}, at: at, horizon: horizon, answer: answer}
 	if err := a.decide(txn, 1); err != nil {
 		return nil, err
 	}
@@ -36,7 +36,6 @@ func Apply(v effect.View, recent *Recent, txn *Txn, at, horizon base.Timestamp, 
 // applier is one application of a transaction.
 type applier struct {
 	view     effect.View
-	recent   *Recent
 	read     reader
 	at       base.Timestamp
 	horizon  base.Timestamp
@@ -84,7 +83,7 @@ func (a *applier) check(op *Op, depth int) error {
 		if !op.IgnoreValue && !op.IgnoreLease {
 			return nil
 		}
-		_, found, err := a.newest(op.Span.Start, false)
+		_, found, err := a.read.get(op.Span.Start, a.at, false)
 		if err == nil && !found {
 			err = fault.New(fault.NotFound, "a put keeps the value or lease of a key that does not exist")
 		}
@@ -125,10 +124,6 @@ func (a *applier) holdAll(cs []Compare) (bool, error) {
 // holds evaluates one compare.
 func (a *applier) holds(c *Compare) (bool, error) {
 	any, ok := false, true
-	if c.Target != TargetValue && c.Span.IsPoint() {
-		kv, _, err := a.newest(c.Span.Start, false)
-		return err == nil && c.matches(&kv), err // a key that does not exist is all zero
-	}
 	err := a.read.visit(c.Span, a.at, func(kv *KeyValue) bool {
 		any, ok = true, c.matches(kv)
 		return ok
@@ -213,7 +208,7 @@ func (a *applier) do(op *Op, out *OpResult) (err error) {
 
 func (a *applier) put(op *Op, out *OpResult) error {
 	wantPrev := op.PrevKV && a.answer
-	prev, found, err := a.newest(op.Span.Start, op.IgnoreValue || wantPrev)
+	prev, found, err := a.read.get(op.Span.Start, a.at, op.IgnoreValue || wantPrev)
 	if err != nil {
 		return err
 	}
@@ -233,21 +228,7 @@ func (a *applier) put(op *Op, out *OpResult) error {
 	}
 	a.key = keys.AppendVersion(a.key[:0], op.Span.Start, a.at)
 	a.val = appendVersion(a.val[:0], &kv)
-	if err := a.view.Set(a.key, a.val); err != nil {
-		return err
-	}
-	a.recent.put(op.Span.Start, &kv)
-	return nil
-}
-
-// newest returns a key's newest version; the value is set on demand only.
-func (a *applier) newest(key []byte, value bool) (kv KeyValue, found bool, err error) {
-	if !value {
-		if kv, found = a.recent.get(key); found {
-			return kv, true, nil
-		}
-	}
-	return a.read.get(key, a.at, value)
+	return a.view.Set(a.key, a.val)
 }
 
 // delete writes a tombstone for each key that exists. The keys are collected before
@@ -257,7 +238,6 @@ func (a *applier) delete(op *Op, out *OpResult) error {
 	a.key = a.key[:0]
 	var ends []int
 	err := a.read.visit(op.Span, a.at, func(kv *KeyValue) bool {
-		a.recent.forget(kv.Key)
 		a.key = keys.AppendVersion(a.key, kv.Key, a.at)
 		ends = append(ends, len(a.key))
 		if wantPrev {

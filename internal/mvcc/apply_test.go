@@ -43,7 +43,7 @@ func TestRefusedBeforeFirstWrite(t *testing.T) {
 				{Then: []Op{put("a", "1"), {Kind: OpTxn, Txn: &Txn{Then: []Op{put("b", "1"), tt.op}}}}},
 			} {
 				for _, answer := range []bool{true, false} {
-					_, err := Apply(v, nil, txn, 10, 5, answer)
+					_, err := Apply(v, txn, 10, 5, answer)
 					if fault.KindOf(err) != tt.want {
 						t.Errorf("answer %v: got %v, want %v", answer, err, tt.want)
 					}
@@ -62,7 +62,7 @@ func TestHorizonAndOwnTimestampAreReadable(t *testing.T) {
 	v := newView()
 	mustApply(t, v, &Txn{Then: []Op{put("a", "old")}}, 5)
 	read := func(at base.Timestamp) Op { return Op{Kind: OpRange, Span: point("a"), Range: RangeOptions{At: at}} }
-	res, err := Apply(v, nil, &Txn{Then: []Op{put("a", "new"), read(5), read(10), read(0)}}, 10, 5, true)
+	res, err := Apply(v, &Txn{Then: []Op{put("a", "new"), read(5), read(10), read(0)}}, 10, 5, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestStorageErrorsSurface(t *testing.T) {
 		v := newView()
 		mustApply(t, v, &Txn{Then: []Op{put("a", "0"), put("b", "0"), put("x", "0")}}, 1)
 		f := &failing{v, n}
-		_, err := Apply(f, nil, txn, 2, 0, true)
+		_, err := Apply(f, txn, 2, 0, true)
 		if f.n > 0 {
 			if err != nil || n < 20 {
 				t.Fatalf("no failure after %d steps: %v", n, err)

@@ -18,7 +18,7 @@ func BenchmarkPutApply(b *testing.B) {
 	at := base.Timestamp(0)
 	for b.Loop() {
 		at++
-		if _, err := Apply(v, nil, txns[int(at)%len(txns)], at, 0, false); err != nil {
+		if _, err := Apply(v, txns[int(at)%len(txns)], at, 0, false); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -36,7 +36,7 @@ func TestTranscripts(t *testing.T) {
 				if err := Validate(txn); err != nil {
 					return fmt.Sprintf("invalid: %v\n", err)
 				}
-				res, err := Apply(v, nil, txn, base.Timestamp(at), base.Timestamp(horizon), true)
+				res, err := Apply(v, txn, base.Timestamp(at), base.Timestamp(horizon), true)
 				if err != nil {
 					return fmt.Sprintf("refused, %v: %v\n", fault.KindOf(err), err)
 				}

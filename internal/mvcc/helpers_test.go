@@ -118,7 +118,7 @@ func put(k, v string) Op { return Op{Kind: OpPut, Span: point(k), Value: []byte(
 
 func mustApply(t testing.TB, v effect.View, txn *Txn, at base.Timestamp) *TxnResult {
 	t.Helper()
-	res, err := Apply(v, nil, txn, at, 0, true)
+	res, err := Apply(v, txn, at, 0, true)
 	if err != nil {
 		t.Fatalf("apply at %d: %v", at, err)
 	}

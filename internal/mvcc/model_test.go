@@ -285,13 +285,11 @@ func show(v any) string {
 }
 
 // Random histories of transactions give the same answers and leave the same versions
-// as the naive model, whatever is remembered of recent writes; replicas that skip the answer
-// and remember nothing end with the same bytes; and a read
+// as the naive model; replicas that skip the answer end with the same bytes; and a read
 // at a timestamp gives the same answer for ever (invariant 11).
 func TestHistoriesMatchModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v, silent, m := newView(), newView(), model{}
-		recent := NewRecent(rapid.SampledFrom([]int{0, 2 * (recentBytes + 1), 4 * (recentBytes + 1), 1 << 20}).Draw(t, "recent"))
 		type past struct {
 			span base.Span
 			opts RangeOptions
@@ -308,8 +306,8 @@ func TestHistoriesMatchModel(t *testing.T) {
 			after := m.clone()
 			want := after.apply(m, txn, at)
 			before := v.writes
-			got, err := Apply(v, recent, txn, at, 0, true)
-			brief, silentErr := Apply(silent, nil, txn, at, 0, false)
+			got, err := Apply(v, txn, at, 0, true)
+			brief, silentErr := Apply(silent, txn, at, 0, false)
 			if fault.KindOf(err) != fault.KindOf(silentErr) {
 				t.Fatalf("with answer: %v; without: %v", err, silentErr)
 			}

@@ -28,7 +28,8 @@ func (r *reader) visit(span base.Span, at base.Timestamp, f func(*KeyValue) bool
 	return r.visitSpan(span, at, f)
 }
 
-// visitPoint is visit of one key: a single seek that a filter can answer.
+// visitPoint is visit of one key: its newest version is often known; else it takes a
+// single seek that a filter can answer.
 func (r *reader) visitPoint(key []byte, at base.Timestamp, f func(*KeyValue) bool) (err error) {
 	// buf holds the version's key, then the first key after all versions of it.
 	r.buf = keys.AppendVersion(r.buf[:0], key, at)
@@ -38,25 +39,51 @@ func (r *reader) visitPoint(key []byte, at base.Timestamp, f func(*KeyValue) boo
 	r.buf[len(r.buf)-1]++
 	seek, upper := r.buf[:n:n], r.buf[n:]
 
-	it, err := r.r.NewIter(seek, upper)
+	heads, _ := r.r.(effect.Heads)
+	var ticket effect.HeadTicket
+	if heads != nil {
+		suffix, value, t, ok := heads.Head(seek[:prefix])
+		if ok && bytes.Compare(suffix, seek[prefix:]) >= 0 {
+			return visitVersion(key, suffix, value, f)
+		}
+		ticket = t
+	}
+	first := seek
+	if ticket != (effect.HeadTicket{}) {
+		first = seek[:prefix] // the newest, to be learned
+	}
+	it, err := r.r.NewIter(first, upper)
 	if err != nil {
 		return err
 	}
 	defer closeIter(it, &err)
-	if !it.SeekPrefixGE(seek) {
-		return it.Error()
+	for {
+		if !it.SeekPrefixGE(first) {
+			return it.Error()
+		}
+		k := it.Key()
+		if !bytes.HasPrefix(k, seek[:prefix]) {
+			return nil
+		}
+		value, err := it.Value()
+		if err != nil {
+			return err
+		}
+		if len(first) < n {
+			heads.Learn(ticket, seek[:prefix], k[prefix:], value)
+			if first = seek; bytes.Compare(k, seek) < 0 {
+				continue // newer than what is asked for
+			}
+		}
+		return visitVersion(key, k[prefix:], value, f)
 	}
-	k := it.Key()
-	if !bytes.HasPrefix(k, seek[:prefix]) {
-		return nil
-	}
-	ts, err := keys.VersionTimestamp(k[prefix:])
+}
+
+// visitVersion gives f a stored version of a key, unless it is a tombstone.
+func visitVersion(key, suffix, value []byte, f func(*KeyValue) bool) error {
+	ts, err := keys.VersionTimestamp(suffix)
 	if err != nil {
 		return fault.Wrap(fault.Corrupt, err, "a version's key does not parse")
-	}
-	value, err := it.Value()
-	if err != nil {
-		return err
 	}
 	kv := KeyValue{Key: key}
 	if live, err := decodeVersion(value, ts, &kv); err != nil || !live {

@@ -31,8 +31,7 @@ import (
 //	queues         M/64    messages to one peer, in each of three classes         dropped, sent again
 //	logs           M/512   one range's recent entries, 1 MiB at most; M/64 on     read from the log store
 //	                       their way to one follower
-//	heads          M/128   what one range's recently written keys are like,       read from the state store
-//	                       their values excepted
+//	heads          M/32    newest versions of keys that were used last            read from the state store
 //
 // The rest, about a sixth, is for what is not counted: copies on the way, garbage
 // before it is collected. Go's own memory limit is 7/8 M, for it is overshot while much
@@ -49,7 +48,7 @@ type memory struct {
 	queue     int64 // one of them
 	recent    int64 // of one range
 	inflight  int64 // of one range, to one follower
-	heads     int64 // of one range
+	heads     int64
 }
 
 // memtables is how large a store's are, and how many may be in memory before writes wait.
@@ -65,7 +64,7 @@ func shareOut(m int64) *memory {
 		requests: admission.NewPool(m / 8), proposals: admission.NewPool(m / 16),
 		pushed: admission.NewPool(m / 16), streams: admission.NewPool(m / 32), snapshots: admission.NewPool(m / 16),
 		queue: m / 64, recent: min(m/512, 1<<20), inflight: max(min(m/64, 16<<20), 1<<20),
-		heads: min(m/128, 32<<20),
+		heads: m / 32,
 	}
 }
 
@@ -114,7 +113,7 @@ func (n *Node) parts() []admin.MemoryPart {
 
 // limits are the store's.
 func (m *memory) limits() store.Limits {
-	return store.Limits{RecentBytes: int(m.heads), CacheBytes: int(m.recent), MaxInflightBytes: int(m.inflight)}
+	return store.Limits{HeadBytes: int(m.heads), CacheBytes: int(m.recent), MaxInflightBytes: int(m.inflight)}
 }
 
 // queues bounds the transport's.

@@ -19,7 +19,6 @@ import (
 	"github.com/almanacdb/almanac/internal/fault"
 	"github.com/almanacdb/almanac/internal/host"
 	"github.com/almanacdb/almanac/internal/logstore"
-	"github.com/almanacdb/almanac/internal/mvcc"
 	"github.com/almanacdb/almanac/internal/oracle"
 )
 
@@ -93,9 +92,6 @@ type Options struct {
 	Logger   *slog.Logger
 	// KeepEntries is how many applied entries stay in the log for slow followers.
 	KeepEntries uint64
-	// RecentBytes is about how much memory the heads of recently written keys take; 0: none
-	// are kept.
-	RecentBytes int
 	// MaxQueued bounds requests that wait for a timestamp or for the first entry of
 	// the term.
 	MaxQueued int
@@ -163,7 +159,6 @@ func New(o Options) *Replica {
 		o.MaxQueued = 16384
 	}
 	r := &Replica{opts: o, id: o.State.Descriptor.Range, state: o.State, machine: o.Machine, env: o.Env}
-	r.state.Recent = mvcc.NewRecent(o.RecentBytes)
 	r.firing.partitions = partitionsOf(&o.State.Descriptor)
 	if o.Oracle != nil {
 		r.oracle = &oracleRole{oracle: o.Oracle}

@@ -8,7 +8,6 @@ import (
 	"github.com/almanacdb/almanac/internal/command"
 	"github.com/almanacdb/almanac/internal/effect"
 	"github.com/almanacdb/almanac/internal/host"
-	"github.com/almanacdb/almanac/internal/mvcc"
 )
 
 // SnapshotArrived hands a received snapshot to its replica: the replication message
@@ -79,7 +78,6 @@ func (r *Replica) install(t *host.Turn, meta *effect.SnapshotMeta) {
 	r.snap.arrived = nil
 	st := *s.State
 	st.Replica = r.state.Replica
-	st.Recent = mvcc.NewRecent(r.opts.RecentBytes)
 	if err := s.Files.Install(command.EncodeState(nil, &st)); err != nil {
 		r.fatal(fmt.Errorf("range %d cannot install a snapshot: %w", r.id, err))
 		return

@@ -113,10 +113,11 @@ func newWorld(cfg Config) *World {
 	w.limits = store.Limits{
 		Mailbox: 64 << w.rng.IntN(6), MaxQueued: 2 << w.rng.IntN(10), CacheBytes: 256 << w.rng.IntN(10),
 		MaxMessageBytes: 512 << w.rng.IntN(8), MaxInflightMessages: 2 << w.rng.IntN(8), MaxUncommittedBytes: 1024 << w.rng.IntN(8),
+		HeadBytes: [...]int{0, 64 << 10, 1 << 20}[w.flushEvery.Milliseconds()%3],
 	}
 	if cfg.Small {
 		w.keepEntries, w.flushEvery, w.limits = 4, 100*time.Millisecond, store.Limits{
-			Mailbox: 1024, MaxQueued: 256, CacheBytes: 4096, MaxMessageBytes: 8192, MaxInflightMessages: 16, MaxUncommittedBytes: 65536,
+			Mailbox: 1024, MaxQueued: 256, CacheBytes: 4096, MaxMessageBytes: 8192, MaxInflightMessages: 16, MaxUncommittedBytes: 65536, HeadBytes: 64 << 10,
 		}
 	}
 	n := [...]int{1, 3, 3, 3, 5, 5}[w.rng.IntN(6)]

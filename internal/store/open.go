@@ -149,7 +149,7 @@ func (s *Store) newReplica(st *command.State, hs effect.HardState, restarted boo
 	o := replica.Options{
 		State: st, Node: s.opts.Node, Machine: m, Log: log, Engine: s.opts.Engine, Env: s,
 		Dispatch: s.opts.Dispatch, Logger: s.opts.Logger, KeepEntries: s.opts.KeepEntries,
-		MaxQueued: limits.MaxQueued, RecentBytes: limits.RecentBytes,
+		MaxQueued: limits.MaxQueued,
 	}
 	if d.Range == base.SystemRange {
 		o.Oracle = oracle.New(s.opts.Oracle)

@@ -72,8 +72,8 @@ type Options struct {
 type Limits struct {
 	Mailbox             int // items that wait for a worker; see host.Options
 	MaxQueued           int // requests that wait in a range; see replica.Options
-	RecentBytes         int // of each range, like those below; see replica.Options
-	CacheBytes          int // see raft.Options
+	HeadBytes           int // newest versions of keys kept in memory; see engine.WithHeads
+	CacheBytes          int // of each range, like those below; see raft.Options
 	MaxMessageBytes     int
 	MaxInflightMessages int
 	MaxInflightBytes    int
@@ -138,6 +138,7 @@ func Open(o Options) (*Store, error) {
 	if err := o.Oracle.Validate(); err != nil {
 		return nil, err
 	}
+	o.Engine = engine.WithHeads(o.Engine, o.Limits.HeadBytes)
 	s := &Store{
 		opts:     o,
 		state:    statestore.New(o.Engine),

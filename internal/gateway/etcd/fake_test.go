@@ -101,7 +101,7 @@ func (f *fakeKeys) Txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, bas
 	stamp := f.issue()
 	batch := f.eng.NewBatch(true)
 	defer batch.Close()
-	result, err := mvcc.Apply(batch, nil, txn, stamp, f.horizon, true)
+	result, err := mvcc.Apply(batch, txn, stamp, f.horizon, true)
 	if err != nil {
 		return nil, 0, err
 	}
