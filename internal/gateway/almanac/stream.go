@@ -347,6 +347,9 @@ const callBytes = 8 << 10
 // callWeight is about what a call takes beside its contents.
 const callWeight = 256
 
+// eventWeight is about what an event, or the answer to one, takes beside its contents.
+const eventWeight = 64
+
 // weight returns about how many bytes of memory a call takes.
 func weight(call *almanacv1.StreamCall) int {
 	switch r := call.GetRequest().(type) {
@@ -354,6 +357,15 @@ func weight(call *almanacv1.StreamCall) int {
 		return callWeight + len(r.Get.GetKey())
 	case *almanacv1.StreamCall_Put:
 		return callWeight + len(r.Put.GetKey()) + len(r.Put.GetValue())
+	case *almanacv1.StreamCall_Publish:
+		n := callWeight
+		for _, e := range r.Publish.GetEvents() {
+			n += eventWeight + len(e.GetPayload()) + len(e.GetMessageId()) + len(e.GetOrderingKey())
+			for _, h := range e.GetHeaders() {
+				n += eventWeight + len(h.GetName()) + len(h.GetValue())
+			}
+		}
+		return n
 	}
 	return callWeight + proto.Size(call)
 }
@@ -367,6 +379,12 @@ func replyWeight(m *almanacv1.StreamReply) int {
 		if r.Put.GetPrevKv() == nil {
 			return callWeight
 		}
+	case *almanacv1.StreamReply_Publish:
+		failed := 0
+		for _, p := range r.Publish.GetResults() {
+			failed += proto.Size(p.GetError())
+		}
+		return callWeight + eventWeight*len(r.Publish.GetResults()) + failed
 	}
 	return callWeight + proto.Size(m)
 }
