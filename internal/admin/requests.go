@@ -37,7 +37,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	service, method := split(info.FullMethod)
 	s.metrics.request(service, method, status.Code(err), begun)
 	if p, ok := req.(*almanacv1.PublishRequest); ok {
-		s.metrics.publish(p, resp, err)
+		answer, _ := resp.(*almanacv1.PublishResponse)
+		if err != nil {
+			answer = nil
+		}
+		s.metrics.publish(len(p.GetEvents()), answer)
 	}
 	return resp, err
 }
@@ -77,11 +81,11 @@ func (m *metrics) request(service, method string, c codes.Code, begun time.Time)
 	m.duration.WithLabelValues(service, method, codeName(c)).Observe(time.Since(begun).Seconds())
 }
 
-// publish counts what became of the events of one call.
-func (m *metrics) publish(req *almanacv1.PublishRequest, resp any, err error) {
+// publish counts what became of the events of one call; without an answer it failed.
+func (m *metrics) publish(events int, answer *almanacv1.PublishResponse) {
 	var accepted, duplicate, failed int
-	if r, ok := resp.(*almanacv1.PublishResponse); ok && err == nil {
-		for _, e := range r.GetResults() {
+	if answer != nil {
+		for _, e := range answer.GetResults() {
 			switch {
 			case e.GetError() != nil:
 				failed++
@@ -92,7 +96,7 @@ func (m *metrics) publish(req *almanacv1.PublishRequest, resp any, err error) {
 			}
 		}
 	} else {
-		failed = len(req.GetEvents())
+		failed = events
 	}
 	add(m.published, accepted, "accepted")
 	add(m.published, duplicate, "duplicate")

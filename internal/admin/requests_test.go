@@ -69,6 +69,25 @@ func TestPublishedEventsAreCounted(t *testing.T) {
 	expect(t, s, `almanac_events_published_total{result="accepted"} 3`, `almanac_events_published_total{result="failed"} 8`)
 }
 
+// Publishes on a KV stream count as those that come alone.
+func TestPublishesOnAStreamAreCounted(t *testing.T) {
+	s := New(Options{})
+	publish := func(id uint64, events int) *almanacv1.StreamCall {
+		req := &almanacv1.PublishRequest{Events: make([]*almanacv1.NewEvent, events)}
+		return &almanacv1.StreamCall{Id: id, Request: &almanacv1.StreamCall_Publish{Publish: req}}
+	}
+	c := &script{in: []any{&almanacv1.StreamRequest{Calls: []*almanacv1.StreamCall{publish(1, 2), publish(2, 3)}}}}
+	answer := &almanacv1.PublishResponse{Results: []*almanacv1.Published{{}, {Duplicate: true}}}
+	_ = streamed(s, almanacv1.KV_Stream_FullMethodName, c, &almanacv1.StreamResponse{Replies: []*almanacv1.StreamReply{
+		{Id: 1, Response: &almanacv1.StreamReply_Publish{Publish: answer}},
+		{Id: 2, Response: &almanacv1.StreamReply_Error{Error: &almanacv1.Error{Code: 14}}},
+	}})
+	expect(t, s,
+		`almanac_events_published_total{result="accepted"} 1`, `almanac_events_published_total{result="duplicate"} 1`,
+		`almanac_events_published_total{result="failed"} 3`,
+		`almanac_request_duration_seconds_count{code="OK",method="Publish",service="almanac.v1.Events"} 1`)
+}
+
 // script is a stream whose client has said everything already.
 type script struct {
 	grpc.ServerStream

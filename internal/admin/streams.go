@@ -28,9 +28,10 @@ type countedStream struct {
 
 // call is a call that has no answer yet.
 type call struct {
-	method string
-	events int // of an ack
-	begun  time.Time
+	service string
+	method  string
+	events  int // of an ack or a publish
+	begun   time.Time
 }
 
 // RecvMsg implements grpc.ServerStream.
@@ -43,14 +44,14 @@ func (s *countedStream) RecvMsg(m any) error {
 		now := time.Now()
 		s.mu.Lock()
 		for _, c := range m.GetCalls() {
-			s.begin(c.GetId(), call{method: methodOf(c), begun: now})
+			s.begin(c.GetId(), s.callOf(c, now))
 		}
 		s.mu.Unlock()
 	case *almanacv1.SubscribeRequest:
 		now := time.Now()
 		s.mu.Lock()
 		for _, a := range m.GetAcks().GetAcks() {
-			s.begin(a.GetAckId(), call{method: "Ack", events: len(a.GetPositions()), begun: now})
+			s.begin(a.GetAckId(), call{service: s.service, method: "Ack", events: len(a.GetPositions()), begun: now})
 		}
 		s.mu.Unlock()
 	}
@@ -65,7 +66,9 @@ func (s *countedStream) SendMsg(m any) error {
 	switch m := m.(type) {
 	case *almanacv1.StreamResponse:
 		for _, r := range m.GetReplies() {
-			s.end(r.GetId(), r.GetError())
+			if c := s.end(r.GetId(), r.GetError()); c.method == methodPublish {
+				s.server.metrics.publish(c.events, r.GetPublish())
+			}
 		}
 	case *almanacv1.SubscribeResponse:
 		if d := m.GetDeliveries(); d != nil {
@@ -96,28 +99,32 @@ func (s *countedStream) end(id uint64, failed *almanacv1.Error) call {
 	delete(s.calls, id)
 	s.mu.Unlock()
 	if ok {
-		s.server.metrics.request(s.service, c.method, codes.Code(failed.GetCode()), c.begun)
+		s.server.metrics.request(c.service, c.method, codes.Code(failed.GetCode()), c.begun)
 	}
 	return c
 }
 
-// methodOf returns the method that a call inside a stream stands for.
-func methodOf(c *almanacv1.StreamCall) string {
-	switch c.GetRequest().(type) {
+const methodPublish = "Publish"
+
+// callOf returns what a call inside the stream stands for.
+func (s *countedStream) callOf(c *almanacv1.StreamCall, now time.Time) call {
+	as := call{service: s.service, method: "unknown", begun: now}
+	switch r := c.GetRequest().(type) {
 	case *almanacv1.StreamCall_Get:
-		return "Get"
+		as.method = "Get"
 	case *almanacv1.StreamCall_Range:
-		return "Range"
+		as.method = "Range"
 	case *almanacv1.StreamCall_Put:
-		return "Put"
+		as.method = "Put"
 	case *almanacv1.StreamCall_Delete:
-		return "Delete"
+		as.method = "Delete"
 	case *almanacv1.StreamCall_Txn:
-		return "Txn"
+		as.method = "Txn"
 	case *almanacv1.StreamCall_Publish:
-		return "Publish"
+		as.service, as.method = almanacv1.Events_ServiceDesc.ServiceName, methodPublish
+		as.events = len(r.Publish.GetEvents())
 	}
-	return "unknown"
+	return as
 }
 
 // delivered counts a batch of deliveries.

@@ -24,7 +24,8 @@ import (
 //	requests       M/8     requests being received and worked on, and answers     busy
 //	                       until they are sent
 //	proposals      M/16    commands from their arrival at the orderer until they  busy
-//	                       are applied, those of other nodes' clients included
+//	                       are applied, in all the forms that they take until
+//	                       then, those of other nodes' clients included
 //	subscriptions  M/16    deliveries that wait for slow subscribers              fewer credits
 //	streams        M/32    open streams of clients, 32 KiB each                   busy
 //	snapshots      M/16    snapshots on their way to other nodes, 6 MiB each      tried again later

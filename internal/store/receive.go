@@ -114,7 +114,7 @@ func (s *Store) Propose(r base.RangeID, env []byte, deadline clock.Mono, done fu
 	if r == base.SystemRange { // of the cluster itself, and few
 		held = nil
 	}
-	size := len(env) + proposalBytes
+	size := proposalForms*len(env) + proposalBytes
 	if !held.Take(size) {
 		done(command.Result{}, fault.New(fault.Busy, "the memory of node %d that is for proposals is used up", s.opts.Node).OnRange(r).
 			WithRemedy("back off and try again, or give the node more memory with --memory"))
@@ -128,6 +128,10 @@ func (s *Store) Propose(r base.RangeID, env []byte, deadline clock.Mono, done fu
 		answered(command.Result{}, err)
 	}
 }
+
+// proposalForms is how many times a command is in memory until it is applied: as it came,
+// in the batch for the log, and in the frames to two followers.
+const proposalForms = 4
 
 // proposalBytes is about what a proposal takes besides its command.
 const proposalBytes = 1 << 10

@@ -51,7 +51,7 @@ type KVClient interface {
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
 	// Txn evaluates compares and does one of two lists of operations, all or nothing.
 	Txn(ctx context.Context, in *TxnRequest, opts ...grpc.CallOption) (*TxnResponse, error)
-	// Stream carries many calls at once. The server works on them concurrently and
+	// Stream carries many calls at once, small publishes among them. The server works on them concurrently and
 	// answers each as it is done, in any order; calls in flight on one stream are
 	// concurrent with one another, like calls on different connections. Half-closing the
 	// stream lets the calls in flight finish; breaking it leaves the outcome of
@@ -155,7 +155,7 @@ type KVServer interface {
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	// Txn evaluates compares and does one of two lists of operations, all or nothing.
 	Txn(context.Context, *TxnRequest) (*TxnResponse, error)
-	// Stream carries many calls at once. The server works on them concurrently and
+	// Stream carries many calls at once, small publishes among them. The server works on them concurrently and
 	// answers each as it is done, in any order; calls in flight on one stream are
 	// concurrent with one another, like calls on different connections. Half-closing the
 	// stream lets the calls in flight finish; breaking it leaves the outcome of
