@@ -74,7 +74,7 @@ func ballast(t *testing.T, disk string, left uint64) (release func()) {
 // is the reserve.
 func onDisks(t *testing.T, nodes int) (c *localcluster.Cluster, disks []string, grow []func(mib int)) {
 	t.Helper()
-	c = processes(t, nodes)
+	c = processesWithin(t, "256MiB", nodes) // a log's file is laid out as large as a memtable: 16 MiB
 	for _, n := range c.Nodes {
 		disk, larger := smallDisk(t, 128)
 		n.Dir = disk + "/data"
@@ -249,10 +249,17 @@ func TestOneFullDiskOfThree(t *testing.T) {
 	s.ok(t, "init")
 	s.ok(t, "kv", "put", "witness", "unharmed")
 	cl := connect(t, client.Options{}, strings.Split(c.Endpoints(), ",")...)
-	leader := leaderOf(t, c, cl, base.DefaultRange)
+	leader := -1
+	await(t, "the leader is known", func() bool {
+		leader = leaderOf(t, c, cl, base.DefaultRange)
+		return leader >= 0
+	})
 	release := ballast(t, disks[leader], 10) // below half the reserve
 	began := time.Now()
-	await(t, "another node leads", func() bool { return leaderOf(t, c, cl, base.DefaultRange) != leader })
+	await(t, "another node leads", func() bool {
+		now := leaderOf(t, c, cl, base.DefaultRange)
+		return now >= 0 && now != leader
+	})
 	await(t, "writes go on", func() bool {
 		_, err := cl.KV.Put(t.Context(), []byte("meanwhile"), []byte("1"))
 		return err == nil
