@@ -195,11 +195,6 @@ func clientServerOptions() []grpc.ServerOption {
 		grpc.ConnectionTimeout(5 * time.Second),
 		grpc.MaxHeaderListSize(64 << 10),
 		admission.Codec(),
-		// Windows that stay as they are: to size them by itself gRPC answers nearly every
-		// request with a ping as well. A stream's grows all the same for a message that is
-		// being read; a connection's bounds only what is on its way.
-		grpc.StaticStreamWindowSize(64 << 10),
-		grpc.StaticConnWindowSize(4 << 20),
 		// A client that is gone, or takes nothing from its socket, is noticed within 40 s;
 		// a ping every 5 s is no abuse: etcd's clients are told to send some.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
