@@ -183,9 +183,6 @@ func newServer(address string, extra []grpc.DialOption) (*server, error) {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
-		// Sized by gRPC itself, windows cost a ping with nearly every answer.
-		grpc.WithStaticStreamWindowSize(1 << 20),
-		grpc.WithStaticConnWindowSize(4 << 20),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(), // repeating is decided here alone
 	}, extra...)
