@@ -23,9 +23,8 @@ import (
 )
 
 // overhead is what a node takes beyond --memory: its program, mapped from the file, about
-// 26 MiB, and what is not counted yet. A leader of large values whose saves wait for the
-// disk was seen 70 MiB above its budget: entries on their way to the log are counted when
-// they are proposed, and not once more in each form that they take until they are saved.
+// 26 MiB, and what is not counted: messages that are arriving, and garbage that large values
+// leave faster than it is collected. A leader of those was seen 53 MiB above its budget.
 const overhead = 96 << 20
 
 // Invariant 10: whatever is asked of them, nodes stay within their budget, refuse what

@@ -81,11 +81,31 @@ func (s *Store) call(class transport.Class, to base.NodeID, m wire.Method, r bas
 	call.ID = b.last
 	p := &pendingCall{id: call.ID, to: to, class: class, method: m, deadline: deadline, done: done}
 	b.calls[p.id] = p
-	heap.Push(&b.due, p)
+	b.wait(p)
 	b.mu.Unlock()
 	if !s.opts.Transport.Send(to, class, wire.Message{Call: call}) && b.take(to, p.id) != nil {
 		done(nil, notSent(to))
 	}
+}
+
+// manyAnswered is how many answered calls may wait for their deadline beside as many that
+// are under way.
+const manyAnswered = 1024
+
+// wait adds a call to those that wait for their deadline. The answered ones among them are
+// cleared away from time to time, so that what they hold is not kept for seconds, and each
+// call costs little. Called with mu held.
+func (b *callBook) wait(p *pendingCall) {
+	if len(b.due) < 2*len(b.calls)+manyAnswered {
+		heap.Push(&b.due, p)
+		return
+	}
+	clear(b.due)
+	b.due = b.due[:0]
+	for _, p := range b.calls { // in any order: the heap has its own, which is total
+		b.due = append(b.due, p)
+	}
+	heap.Init(&b.due)
 }
 
 func notSent(to base.NodeID) *fault.Error {
@@ -100,7 +120,9 @@ func (b *callBook) take(to base.NodeID, id uint64) *pendingCall {
 		return nil
 	}
 	delete(b.calls, id)
-	return p
+	answered := *p
+	p.done = nil // what it holds is not kept until the deadline
+	return &answered
 }
 
 func (b *callBook) reply(from base.NodeID, m *wire.Reply) {
@@ -176,7 +198,9 @@ func (b *callBook) takeAll(which func(*pendingCall) bool) (list []*pendingCall) 
 	for id, p := range b.calls {
 		if which(p) {
 			delete(b.calls, id)
-			list = append(list, p)
+			answered := *p
+			p.done = nil
+			list = append(list, &answered)
 		}
 	}
 	b.mu.Unlock()

@@ -193,3 +193,27 @@ func TestCloseAnswersCalls(t *testing.T) {
 	c.Call(2, wire.MethodRead, 2, nil, time.Hour, func(_ []byte, err error) { c.answers = append(c.answers, err) })
 	c.wants(t, fault.Stopped)
 }
+
+// Answered calls are not kept until their deadline, nor what their callers hold; those under
+// way still get theirs.
+func TestAnsweredCallsAreCleared(t *testing.T) {
+	c := newCaller(t, clock.NewManual(1e12))
+	waiting := c.ask(2, wire.MethodBarrier, time.Second)
+	const n = 10 * manyAnswered
+	for range n {
+		c.reply(2, c.ask(2, wire.MethodBarrier, time.Minute))
+	}
+	if got := len(c.calls.due); got > 2*manyAnswered {
+		t.Errorf("%d calls wait for their deadline, one is under way", got)
+	}
+	for _, p := range c.calls.due {
+		if (p.done != nil) != (p.id == waiting) {
+			t.Fatalf("call %d of %d: its caller is kept: %v", p.id, waiting, p.done != nil)
+		}
+	}
+	c.clock.Advance(2 * time.Second)
+	c.Expire()
+	if len(c.answers) != n+1 || fault.KindOf(c.answers[n]) != fault.Unavailable {
+		t.Errorf("%d answers, the last is %v", len(c.answers), c.answers[len(c.answers)-1])
+	}
+}
