@@ -132,15 +132,16 @@ func (k *kvStream) admit(weight int) error {
 	return nil
 }
 
-// begin has a call answered without a worker; false if that is not possible.
+// begin has a call answered without a worker; false if a worker has to do it.
 func (k *kvStream) begin(call *almanacv1.StreamCall) bool {
 	timeout := callTimeout(call)
 	if timeout < router.ShortestBegun {
 		return false
 	}
 	admitted := k.intake.Begin()
-	if admitted.Hold(callBytes+2*weight(call)) != nil {
-		return false // a worker says why
+	if err := admitted.Hold(callBytes + 2*weight(call)); err != nil {
+		k.complete(call, admitted, &almanacv1.StreamReply{}, err)
+		return true
 	}
 	ctx, begun := admission.With(k.stream.Context(), admitted), false
 	switch r := call.GetRequest().(type) {
