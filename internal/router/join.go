@@ -75,7 +75,8 @@ const (
 )
 
 // otherwise returns the partition for events without key and id (E4). Those that come
-// together get the same, so that one command takes them.
+// together get the same, so that one command takes them; if this node leads a range of the
+// topic, it is a partition of that, so that the command need not travel.
 func (b *publishBook) otherwise(t *placement.Topic, events []timeline.NewEvent, now clock.Mono) base.Partition {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -88,12 +89,28 @@ func (b *publishBook) otherwise(t *placement.Topic, events []timeline.NewEvent, 
 		b.choices[t.ID] = c
 	}
 	if now >= c.until || c.bytes <= 0 {
-		*c = choice{base.Partition(rand.N(t.Partitions)), now.Add(choiceFor), choiceBytes}
+		*c = choice{b.router.choose(t), now.Add(choiceFor), choiceBytes}
 	}
 	for i := range events {
 		c.bytes -= eventBytes(&events[i])
 	}
 	return c.partition
+}
+
+// chooseAmong is how many partitions are looked at for one that is led here: enough to find
+// it if there is one in a few.
+const chooseAmong = 16
+
+// choose returns a partition by chance, of a range that this node leads if one is found.
+func (r *Router) choose(t *placement.Topic) (p base.Partition) {
+	for range chooseAmong {
+		p = base.Partition(rand.N(t.Partitions))
+		rt, ok := r.routes.get(keys.Partition(base.PartitionID{Topic: t.ID, Partition: p}))
+		if ok && r.orderer(&rt, 0) == r.store.Node() {
+			break
+		}
+	}
+	return p
 }
 
 // add has a part added to the range that was looked up for it. The gate bounds how many

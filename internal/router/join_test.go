@@ -321,4 +321,19 @@ func TestChoiceOfPartition(t *testing.T) {
 	if len(byBytes) != 8 || len(byTime) != 8 {
 		t.Errorf("%v and %v of 8 partitions", byBytes, byTime)
 	}
+
+	// Of the partitions that are led here, each has its turn.
+	at := func(p base.Partition) string { return string(keys.Partition(base.PartitionID{Topic: 1, Partition: p})) }
+	r.routes.put(desc(5, at(0), at(4), 2, 9))
+	r.routes.put(desc(6, at(4), at(8), 2, 9))
+	r.routes.led(5, 2)
+	r.routes.led(6, 9)
+	here := make(map[base.Partition]int)
+	for range 400 {
+		hand.Advance(choiceFor)
+		here[choose()]++
+	}
+	if here[4]+here[5]+here[6]+here[7] < 390 || min(here[4], here[5], here[6], here[7]) < 50 {
+		t.Errorf("of 4 partitions led here and 4 led elsewhere: %v", here)
+	}
 }
