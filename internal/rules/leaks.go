@@ -6,9 +6,6 @@ import "slices"
 // with its reason.
 var leaksAllowed = map[string]string{
 	"internal/engine":       "tests of crashes abandon an open Pebble",
-	"internal/logstore":     "tests of crashes abandon an open Pebble",
-	"internal/oracle":       "pure",
-	"internal/dispatch":     "pure",
 	"internal/localcluster": "runs processes",
 	"cmd/almanac":           "its commands end with their process",
 }
