@@ -225,7 +225,7 @@ func (r *running) admitting(in *admission.Intake, status func(context.Context, e
 // commit many times over, or a link of 100 ms at 2,500 requests a second; and little
 // enough that nobody waits long behind them.
 func (n *Node) gates() *admission.Gates {
-	return &admission.Gates{Inside: 256, Waiting: 4096, Patience: time.Second, Refused: n.admin.Refused("range")}
+	return &admission.Gates{Inside: 256, Waiting: 4096, Patience: 250 * time.Millisecond, Refused: n.admin.Refused("range")}
 }
 
 func (r *running) makeServers(id *identity) {
