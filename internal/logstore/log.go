@@ -190,33 +190,40 @@ func (l *Log) load(it iterator) error {
 	if !ok || !bytes.HasPrefix(it.Key(), appendRecord(nil, l.r, recordEntry)) {
 		return nil
 	}
-	first, err := l.entryIndex(it.Key())
-	if err != nil {
-		return err
+	return l.check(it)
+}
+
+// check reads all entries, the first of which it stands on: the engine may not read some
+// of their files for long, and damage is better found at a start than by a slow follower.
+func (l *Log) check(it iterator) error {
+	want, prefix := l.First(), appendRecord(nil, l.r, recordEntry)
+	for ok := true; ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
+		index, err := l.entryIndex(it.Key())
+		if err != nil {
+			return err
+		}
+		switch {
+		case index != want && want == l.First():
+			return corrupt(l.r, "it starts at index %d but was truncated at %d", index, l.now.truncated.Index)
+		case index != want:
+			return corrupt(l.r, "entry %d is missing", want)
+		}
+		v, err := it.Value()
+		if err != nil {
+			return err
+		}
+		e, err := decodeEntry(l.r, index, it.Key(), v)
+		if err != nil {
+			return err
+		}
+		l.now.last = base.LogMark{Index: e.Index, Term: e.Term}
+		want++
 	}
-	if first != l.First() {
-		return corrupt(l.r, "it starts at index %d but was truncated at %d", first, l.now.truncated.Index)
-	}
-	_, upper := entriesSpan(l.r, 0)
-	if !it.SeekLT(upper) {
-		return it.Error()
-	}
-	v, err := it.Value()
-	if err != nil {
-		return err
-	}
-	index, err := l.entryIndex(it.Key())
-	if err != nil {
-		return err
-	}
-	e, err := decodeEntry(l.r, index, it.Key(), v)
-	l.now.last = base.LogMark{Index: e.Index, Term: e.Term}
-	return err
+	return it.Error()
 }
 
 type iterator interface {
 	Next() bool
-	SeekLT(key []byte) bool
 	Key() []byte
 	Value() ([]byte, error)
 	Error() error

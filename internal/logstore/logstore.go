@@ -25,8 +25,8 @@ type Store struct {
 	failed error // the first failed commit; every later one returns it (S6)
 }
 
-// Open reads what each range's log spans from an engine with a write-ahead log. It does
-// not read the entries but the last of each log. The caller closes the engine.
+// Open reads what each range's log spans from an engine with a write-ahead log, and checks
+// every entry. The caller closes the engine.
 func Open(e engine.Engine) (*Store, error) {
 	s := &Store{e: e, logs: map[base.RangeID]*Log{}}
 	it, err := e.NewIter([]byte{keyRange}, []byte{keyRange + 1})

@@ -274,12 +274,16 @@ func TestDamageIsReported(t *testing.T) {
 		damage(x.k, stored[(i+1)%len(stored)].v)
 		damage(x.k, nil)
 	}
+	opened := open(t, m)
 	b := m.NewBatch(false)
 	b.Delete(appendEntryKey(nil, 5, 2))
 	b.Commit(true)
-	_, err := open(t, m).Log(5).Entries(1, 4, 1000)
-	if f := fault.As(err); f == nil || f.Kind != fault.Corrupt || f.Range != 5 {
-		t.Fatalf("a missing entry: %v", err)
+	_, atRead := opened.Log(5).Entries(1, 4, 1000)
+	_, atStart := Open(m)
+	for _, err := range []error{atRead, atStart} {
+		if f := fault.As(err); f == nil || f.Kind != fault.Corrupt || f.Range != 5 {
+			t.Fatalf("a missing entry: %v", err)
+		}
 	}
 }
 
