@@ -427,3 +427,30 @@ func TestDueTime(t *testing.T) {
 		}
 	}
 }
+
+// TestSubscriptionOutlivesALostMajority checks that one that has joined goes on when, for a
+// while, a server cannot join the group again in the time that a request may take.
+func TestSubscriptionOutlivesALostMajority(t *testing.T) {
+	server, c := start(t)
+	var opens atomic.Int32
+	server.Faults.Open = func(*almanacv1.SubscribeOpen) error {
+		if n := opens.Add(1); n == 2 || n == 3 {
+			return clienttest.StatusError(codes.DeadlineExceeded, "deadline_exceeded", "range 3 has no leader")
+		}
+		return nil
+	}
+	publish(t, c, 1)
+	s := subscribe(t, c, 10)
+	if err := s.Ack(must[*Event](t)(s.Next(t.Context()))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	later := NewEvent{MessageID: "later", Delay: 200 * time.Millisecond}
+	must[[]Published](t)(c.Events.Publish(t.Context(), "t", later))
+	server.BreakStreams()
+	if e := must[*Event](t)(s.Next(t.Context())); e.MessageID != "later" || opens.Load() != 4 {
+		t.Fatalf("got %+v after joining %d times", e, opens.Load())
+	}
+}

@@ -66,7 +66,8 @@ func (s *Subscription) joinedBefore() bool {
 // resume pauses before the next stream, or returns the error that ends the subscription.
 func (s *Subscription) resume(ctx context.Context, a *attempts, from *server, e *Error, n int) *Error {
 	broken := e.cause != nil && e.Reason == ReasonInternal // gRPC's own words for a lost stream
-	if !read.mayRepeat(e) && !broken {
+	// Without a majority a server gives up on joining the group after a while; that passes.
+	if !read.mayRepeat(e) && !broken && e.Reason != ReasonDeadline {
 		return e
 	}
 	a.next = s.c.hinted(e)
