@@ -47,11 +47,6 @@ func appendTombstone(b []byte, r base.RangeID, id base.ReplicaID) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(id))
 }
 
-// entriesSpan returns the bounds of a range's entries with index >= from.
-func entriesSpan(r base.RangeID, from uint64) (lower, upper []byte) {
-	return appendEntryKey(nil, r, from), appendRecord(nil, r, recordEntry+1)
-}
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func checksum(key, body []byte) uint32 {
