@@ -66,8 +66,7 @@ func (s *Subscription) joinedBefore() bool {
 // resume pauses before the next stream, or returns the error that ends the subscription.
 func (s *Subscription) resume(ctx context.Context, a *attempts, from *server, e *Error, n int) *Error {
 	broken := e.cause != nil && e.Reason == ReasonInternal // gRPC's own words for a lost stream
-	// Without a majority a server gives up on joining the group after a while; that passes.
-	if !read.mayRepeat(e) && !broken && e.Reason != ReasonDeadline {
+	if !passes(e) && !broken {
 		return e
 	}
 	a.next = s.c.hinted(e)
@@ -76,6 +75,10 @@ func (s *Subscription) resume(ctx context.Context, a *attempts, from *server, e 
 	}
 	return sleep(ctx, s.c.opts.pause(n), e)
 }
+
+// passes says whether what a server answered a subscription may be otherwise later. Its
+// deadline is such: without a majority it gives up on joining or acking after a while.
+func passes(e *Error) bool { return read.mayRepeat(e) || e.Reason == ReasonDeadline }
 
 func (s *Subscription) fail(e *Error) {
 	s.mu.Lock()
@@ -312,7 +315,7 @@ func (s *Subscription) settle(result *almanacv1.AckResult) *Error {
 	switch {
 	case result.GetError() != nil:
 		again = batch.positions
-		if e := fromProto(result.GetError()); !read.mayRepeat(e) && e.Reason != ReasonDeadline {
+		if e := fromProto(result.GetError()); !passes(e) {
 			s.waiting[batch.partition] = append(again, s.waiting[batch.partition]...)
 			return e
 		}
