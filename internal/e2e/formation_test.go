@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -16,11 +17,23 @@ import (
 	"github.com/almanacdb/almanac/internal/proctest"
 )
 
-// put writes a key through any node, within the time that an election takes.
+// put writes a key that nothing else writes, through any node, within the time that an
+// election takes. A write whose outcome is unknown, because the node that had it was
+// killed, is made again.
 func (c *cluster) put(key, value string) {
 	c.t.Helper()
-	if _, err := c.Client.KV.Put(proctest.Within(c.t, 20*time.Second), []byte(key), []byte(value)); err != nil {
-		c.t.Fatalf("put %s: %v", key, err)
+	ctx := proctest.Within(c.t, 20*time.Second)
+	for {
+		_, err := c.Client.KV.Put(ctx, []byte(key), []byte(value))
+		var e *client.Error
+		switch {
+		case err == nil:
+			return
+		case errors.As(err, &e) && e.Reason == client.ReasonUnknownOutcome:
+			c.t.Logf("put %s: %v", key, err)
+		default:
+			c.t.Fatalf("put %s: %v", key, err)
+		}
 	}
 }
 
