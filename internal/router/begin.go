@@ -23,8 +23,9 @@ import (
 // waits for it looks at its deadline with every tick only.
 const ShortestBegun = time.Second
 
-// BeginTxn is Txn that does not wait. done is called once, within timeout, on a goroutine
-// that must not be blocked. False means that nothing was begun: Txn can do it.
+// BeginTxn is Txn that does not wait. done is called once, within timeout, which is not
+// below ShortestBegun, on a goroutine that must not be blocked. False means that nothing was
+// begun: Txn can do it.
 func (r *Router) BeginTxn(ctx context.Context, timeout time.Duration, txn *mvcc.Txn, done func(*mvcc.TxnResult, base.Timestamp, error)) bool {
 	span, ok := hull(nil, txn)
 	if !ok {
@@ -50,7 +51,7 @@ func (r *Router) BeginTxn(ctx context.Context, timeout time.Duration, txn *mvcc.
 			go func() {
 				ctx, cancel := r.until(ctx, deadline)
 				defer cancel()
-				done(r.Txn(ctx, txn))
+				done(r.txn(ctx, txn))
 			}()
 			return
 		}

@@ -1,6 +1,8 @@
 package router
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,5 +156,39 @@ func TestBegunPublish(t *testing.T) {
 		}
 		p.fail(2, fault.New(fault.UnknownOutcome, "perhaps"))
 		p.failed(three, fault.UnknownOutcome)
+	})
+}
+
+// Who waits for a transaction hears of it once it is answered, or hears at once that the
+// outcome is unknown once it goes away.
+func TestTxnWaitsForWhatWasBegun(t *testing.T) {
+	bubble(t, func(t *testing.T, p *publishing) {
+		key := keys.Partition(base.PartitionID{Topic: 1})
+		put := func(ctx context.Context) *answer[base.Timestamp] {
+			a := &answer[base.Timestamp]{}
+			go func() {
+				_, a.v, a.err = p.r.Txn(ctx, &mvcc.Txn{Then: []mvcc.Op{{Kind: mvcc.OpPut, Span: base.PointSpan(key)}}})
+			}()
+			synctest.Wait()
+			return a
+		}
+		done := put(t.Context())
+		p.commit(0, 77)
+		synctest.Wait()
+		if *done != (answer[base.Timestamp]{v: 77}) {
+			t.Errorf("got %v", *done)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		left := put(ctx)
+		cancel()
+		synctest.Wait()
+		if fault.KindOf(left.err) != fault.UnknownOutcome || !errors.Is(left.err, context.Canceled) {
+			t.Errorf("got %v", *left)
+		}
+		p.commit(1, 78) // late
+		synctest.Wait()
+		if left.v != 0 {
+			t.Errorf("got %v", *left)
+		}
 	})
 }

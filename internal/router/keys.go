@@ -3,6 +3,7 @@ package router
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"github.com/almanacdb/almanac/internal/base"
 	"github.com/almanacdb/almanac/internal/command"
@@ -93,6 +94,31 @@ func (r *Router) FreshTimestamp(ctx context.Context) (base.Timestamp, error) {
 
 // Txn commits a transaction in one log entry and returns its commit timestamp.
 func (r *Router) Txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
+	type outcome struct {
+		txn *mvcc.TxnResult
+		at  base.Timestamp
+		err error
+	}
+	ch := make(chan outcome, 1)
+	timeout := r.opts.Timeout
+	if at, ok := ctx.Deadline(); ok {
+		timeout = time.Until(at)
+	}
+	if timeout < ShortestBegun || !r.BeginTxn(ctx, timeout, txn, func(res *mvcc.TxnResult, at base.Timestamp, err error) {
+		ch <- outcome{res, at, err}
+	}) {
+		return r.txn(ctx, txn)
+	}
+	select {
+	case o := <-ch:
+		return o.txn, o.at, o.err
+	case <-ctx.Done():
+		return nil, 0, fault.Wrap(fault.UnknownOutcome, ctx.Err(), "no answer came in time; the write may or may not take effect")
+	}
+}
+
+// txn is Txn by a goroutine that waits, as often as it takes.
+func (r *Router) txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
 	span, ok := hull(nil, txn)
 	if !ok {
 		return nil, 0, fault.New(fault.Invalid, "the transaction touches no key").WithRemedy("name at least one")

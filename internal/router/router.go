@@ -133,8 +133,16 @@ func outOfTime(ctx context.Context, rt *route, last error) error {
 	if ctx.Err() == context.Canceled {
 		return fault.Wrap(fault.Cancelled, ctx.Err(), "the caller went away")
 	}
-	f := fault.New(fault.Deadline, "range %d has no leader with a majority of its replicas", rt.desc.Range).
-		OnRange(rt.desc.Range).WithRemedy("see `almanac cluster ranges` and bring its nodes back")
+	var f *fault.Error
+	switch why := fault.KindOf(last); {
+	case rt.desc.Range == 0:
+		f = fault.New(fault.Deadline, "the range could not be looked up in time")
+	case why == fault.NotLeader || why == fault.Unavailable:
+		f = fault.New(fault.Deadline, "range %d has no leader with a majority of its replicas", rt.desc.Range)
+	default:
+		f = fault.New(fault.Deadline, "range %d did not answer in time", rt.desc.Range)
+	}
+	f = f.OnRange(rt.desc.Range).WithRemedy("see `almanac cluster ranges` and bring its nodes back")
 	if last != nil {
 		f.Cause = last
 	}
