@@ -234,7 +234,7 @@ func (c *cluster) keyProbe(ctx context.Context, a api) (*probe, func(), error) {
 	}
 	p := &probe{what: "a put"}
 	for _, s := range keys.Stores {
-		p.write = append(p.write, func(ctx context.Context) error { return s.Put(ctx, [][]byte{load.Key(0)}, keys.Value) })
+		p.write = append(p.write, func(ctx context.Context) error { return s.Put(ctx, [][]byte{load.Key(0)}, keys.Values.Value(0)) })
 	}
 	return p, func() { closeAll(keys.Stores) }, nil
 }
@@ -260,7 +260,7 @@ func (c *cluster) eventProbes(ctx context.Context) ([]*probe, func(), error) {
 				return nil, nil, fmt.Errorf("range %d starts at partition %q: %w", r.GetRangeId(), r.GetStart(), err)
 			}
 		}
-		event := client.NewEvent{Payload: events.Payload, OrderingKey: keyOf(first, nodes)}
+		event := client.NewEvent{Payload: events.Payloads.Value(0), OrderingKey: keyOf(first, nodes)}
 		p := &probe{what: fmt.Sprintf("a publish to partition %d", first)}
 		for _, o := range events.Publishers {
 			p.write = append(p.write, func(ctx context.Context) error {

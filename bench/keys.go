@@ -63,7 +63,7 @@ func keysMeasure(s system, a api, w where, op load.Op, clients int) measure {
 
 // keys opens the stores of a load on keys: one connection an endpoint.
 func (c *cluster) keys(ctx context.Context, a api, w where) (load.Keys, error) {
-	k := load.Keys{Number: keyCount, Value: load.RandomBytes(1, size), Timeout: requestTimeout}
+	k := load.Keys{Number: keyCount, Values: load.NewFiller(1, size), Timeout: requestTimeout}
 	endpoints := c.endpoints
 	if w == atLeader {
 		leader, err := c.keysLeader(ctx)

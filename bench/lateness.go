@@ -124,7 +124,7 @@ func (c *cluster) fireNATS(ctx context.Context, name string, count int64, over t
 // The client's own option knows whole seconds only.
 func (s *natsStream) schedule(n int, due time.Time, target string) error {
 	m := natsgo.NewMsg(s.subject + "at." + strconv.Itoa(n))
-	m.Data = append([]byte(nil), s.payload...)
+	m.Data = append([]byte(nil), s.payloads.Value(int64(n))...)
 	binary.BigEndian.PutUint64(m.Data, uint64(due.UnixMilli()))
 	m.Header.Set("Nats-Schedule", "@at "+due.Truncate(time.Millisecond).UTC().Format(time.RFC3339Nano))
 	m.Header.Set("Nats-Schedule-Target", target)

@@ -36,7 +36,7 @@ func (c *cluster) topic(ctx context.Context, name string) (events *load.Events, 
 
 // topicOf makes a topic with a number of partitions; 0 is the default.
 func (c *cluster) topicOf(ctx context.Context, name string, partitions uint32) (events *load.Events, done func(), err error) {
-	events = &load.Events{Topic: name, Payload: load.RandomBytes(1, size)}
+	events = &load.Events{Topic: name, Payloads: load.NewFiller(1, size)}
 	var opened []*client.Client
 	done = func() {
 		for _, o := range opened {
@@ -70,16 +70,16 @@ func one(list []string) (alone [][]string) {
 // natsStream is a stream with as many copies as nodes, on disk, and a connection for each
 // client of a load.
 type natsStream struct {
-	subject string
-	conns   []*natsgo.Conn
-	js      []jetstream.JetStream
-	payload []byte
+	subject  string
+	conns    []*natsgo.Conn
+	js       []jetstream.JetStream
+	payloads load.Filler
 }
 
 // stream makes a stream; outstanding is how many messages each connection may have under
 // way.
 func (c *cluster) stream(ctx context.Context, config jetstream.StreamConfig, clients, outstanding int) (*natsStream, error) {
-	s := &natsStream{subject: config.Name + ".", payload: load.RandomBytes(1, size)}
+	s := &natsStream{subject: config.Name + ".", payloads: load.NewFiller(1, size)}
 	for i := range clients {
 		conn, err := natsgo.Connect(c.endpoints[i%len(c.endpoints)])
 		if err != nil {
@@ -123,10 +123,10 @@ func natsSingles(clients int) measure {
 			defer s.close()
 			return b.drive(ctx, c, load.Load{Clients: clients, Batch: 1, Seed: 1, Request: func(i int) load.Request {
 				subject := s.subject + strconv.Itoa(i)
-				return func(ctx context.Context, _ *rand.Rand, _ int) (int, error) {
+				return func(ctx context.Context, random *rand.Rand, _ int) (int, error) {
 					ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 					defer cancel()
-					_, err := s.js[i].Publish(ctx, subject, s.payload)
+					_, err := s.js[i].Publish(ctx, subject, s.payloads.Value(random.Int64()))
 					return 1, err
 				}
 			}})
@@ -160,7 +160,7 @@ func (s *natsStream) window(outstanding int) func(int) load.Request {
 	}
 	return func(i int) load.Request {
 		subject, under := s.subject+strconv.Itoa(i), unacknowledged[i]
-		return func(ctx context.Context, _ *rand.Rand, _ int) (int, error) {
+		return func(ctx context.Context, random *rand.Rand, _ int) (int, error) {
 			done := 0
 			if len(under) == outstanding {
 				oldest := <-under
@@ -173,7 +173,7 @@ func (s *natsStream) window(outstanding int) func(int) load.Request {
 					return 0, ctx.Err()
 				}
 			}
-			future, err := s.js[i].PublishAsync(subject, s.payload)
+			future, err := s.js[i].PublishAsync(subject, s.payloads.Value(random.Int64()))
 			if err == nil {
 				under <- future
 			}

@@ -21,7 +21,7 @@ type eventBench struct {
 func (a *app) newEventBench(ctx context.Context, f *benchFlags) (_ *eventBench, err error) {
 	b := &eventBench{a: a, f: f}
 	b.Topic = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	b.Payload = load.RandomBytes(f.seed, max(f.size, 8)) // the first 8 bytes number the event
+	b.Payloads = load.NewFiller(f.seed, max(f.size, 8)) // the first 8 bytes number the event
 	defer func() {
 		if err != nil {
 			b.close()

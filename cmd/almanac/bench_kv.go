@@ -17,7 +17,7 @@ func (a *app) benchKV(ctx context.Context, f *benchFlags) (*record, error) {
 		return nil, err
 	}
 	keys := load.Keys{
-		Stores: stores, Op: load.Op(f.op), Number: f.keys, Value: load.RandomBytes(f.seed, f.size), Timeout: a.timeout,
+		Stores: stores, Op: load.Op(f.op), Number: f.keys, Values: load.NewFiller(f.seed, f.size), Timeout: a.timeout,
 	}
 	if keys.Op != load.Put {
 		if err := keys.Fill(ctx, f.clients, a.err); err != nil {

@@ -25,7 +25,7 @@ type Events struct {
 	Topic      string
 	Publishers []*client.Client // clients share them, one after another
 	Subscriber *client.Client
-	Payload    []byte // at least 8 bytes
+	Payloads   Filler // of at least 8 bytes
 
 	next atomic.Int64
 }
@@ -42,7 +42,7 @@ func (e *Events) Publish(due func(n int64) time.Time) func(client int) Request {
 			events := make([]client.NewEvent, n)
 			for k := range events {
 				number := e.next.Add(1) - 1
-				payload := append([]byte(nil), e.Payload...)
+				payload := append([]byte(nil), e.Payloads.Value(number)...)
 				binary.BigEndian.PutUint64(payload, uint64(number))
 				events[k] = client.NewEvent{Payload: payload, Due: due(number)}
 			}

@@ -32,7 +32,7 @@ type Keys struct {
 	Stores []Store
 	Op     Op
 	Number int // of different keys
-	Value  []byte
+	Values Filler
 	// Timeout bounds each request.
 	Timeout time.Duration
 }
@@ -48,7 +48,7 @@ func (k Keys) Request(client int) Request {
 		if k.Op == Get || k.Op == Mixed && random.IntN(2) == 0 {
 			err = store.Get(ctx, keys)
 		} else {
-			err = store.Put(ctx, keys, k.Value)
+			err = store.Put(ctx, keys, k.Values.Value(random.Int64()))
 		}
 		if err != nil {
 			return 0, err
@@ -72,12 +72,12 @@ func (k Keys) Fill(ctx context.Context, clients int, w io.Writer) error {
 		}
 	}()
 	t, err := Load{Clients: clients, Batch: 1, Count: int64(k.Number), Request: func(i int) Request {
-		return func(ctx context.Context, _ *rand.Rand, _ int) (int, error) {
+		return func(ctx context.Context, random *rand.Rand, _ int) (int, error) {
 			key, ok := <-next
 			if !ok {
 				return 0, nil
 			}
-			return 1, k.Stores[i%len(k.Stores)].Put(ctx, [][]byte{key}, k.Value)
+			return 1, k.Stores[i%len(k.Stores)].Put(ctx, [][]byte{key}, k.Values.Value(random.Int64()))
 		}
 	}}.Run(ctx, w)
 	if err == nil {

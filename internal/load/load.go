@@ -190,12 +190,30 @@ func progress(w io.Writer, line func(since time.Duration) string) (stop func()) 
 	}
 }
 
-// RandomBytes returns n bytes that don't compress.
-func RandomBytes(seed uint64, n int) []byte {
+// Filler gives values that don't compress, alone or together.
+type Filler struct {
+	size int
+	pool []byte // of some values
+}
+
+// fillerPool is about how many bytes pass before a Filler's values come again.
+const fillerPool = 1 << 20
+
+// NewFiller returns a filler of values of size bytes.
+func NewFiller(seed uint64, size int) Filler {
 	random := rand.New(rand.NewPCG(seed, ^seed))
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(random.Uint32())
+	f := Filler{size, make([]byte, size*max(1, fillerPool/max(size, 1)))}
+	for i := range f.pool {
+		f.pool[i] = byte(random.Uint32())
 	}
-	return b
+	return f
+}
+
+// Value returns the nth value, to be read only; n is not negative.
+func (f Filler) Value(n int64) []byte {
+	if f.size == 0 {
+		return nil
+	}
+	at := int(n%int64(len(f.pool)/f.size)) * f.size
+	return f.pool[at : at+f.size : at+f.size]
 }
