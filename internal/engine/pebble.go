@@ -32,6 +32,8 @@ type Pebble struct {
 
 	flushDue atomic.Bool // a flush by age is scheduled
 
+	sequences *sequences
+
 	// mu is held shared while db is used, and exclusively only to close, so that nobody
 	// waits behind a long flush.
 	mu     sync.RWMutex
@@ -49,6 +51,7 @@ var _ Engine = (*Pebble)(nil)
 func OpenPebble(dir string, opts Options) (Engine, error) {
 	p := &Pebble{
 		opts: opts, fs: opts.FS, background: make(chan error, 1), failed: make(chan struct{}),
+		sequences: newSequences(),
 	}
 	if p.opts.FlushAge <= 0 {
 		p.opts.FlushAge = defaultFlushAge

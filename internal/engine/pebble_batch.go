@@ -68,6 +68,7 @@ type pebbleBatch struct {
 	b       *pebble.Batch // nil once finished
 	indexed bool
 	spare   *pebbleIter // a closed iterator, kept for the next NewIter
+	last    *sequence   // of the last key set
 }
 
 // NewBatch implements Engine.
@@ -84,6 +85,9 @@ func (p *Pebble) NewBatch(indexed bool) Batch {
 func (b *pebbleBatch) Set(key, value []byte) error {
 	if b.b == nil {
 		return errBatchDone
+	}
+	if b.last = b.p.sequences.of(key, b.last); b.last != nil {
+		b.last.bytes.Add(int64(len(key) + len(value)))
 	}
 	return mapErr(b.b.Set(key, value, nil))
 }

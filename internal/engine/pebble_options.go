@@ -78,6 +78,13 @@ const (
 	compactAt           = 8
 	compactShortLivedAt = 20
 
+	// How large sorted files get, those of the first level below the flushed ones and those;
+	// each level below has files of twice the size. A compaction takes along what flushed
+	// files it can have for nothing, up to 25 of the former: with more, the first ones would
+	// rewrite all that could be moved.
+	baseFile    = 2 << 20
+	flushedFile = 4 << 20
+
 	// The format of Pebble's files: sorted files with a checksum in the footer, and a
 	// write-ahead log that tells damage from its end. Raise it only together with the
 	// data directory's format version.
@@ -131,11 +138,8 @@ func (p *Pebble) pebbleOptions(o Options) *pebble.Options {
 	}
 	po.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	po.Experimental.EnableColumnarBlocks = func() bool { return true }
-	// Old versions stay beside the new ones: blocks of old values would be held in memory
-	// until their file is complete.
-	po.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
-		return pebble.SpanPolicy{DisableValueSeparationBySuffix: true, ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
-	}
+	po.Experimental.SpanPolicyFunc = p.sequences.policy
+	po.TargetFileSizes[0], po.TargetFileSizes[1] = flushedFile, baseFile
 	if o.ShortLived {
 		po.L0CompactionThreshold = compactShortLivedAt
 	}
@@ -146,9 +150,7 @@ func (p *Pebble) pebbleOptions(o Options) *pebble.Options {
 		}
 		po.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		po.Levels[i].FilterType = pebble.TableFilter
-		if i > 0 { // what was flushed is soon written again
-			po.Levels[i].Compression = func() *block.CompressionProfile { return block.SnappyCompression }
-		}
+		po.Levels[i].Compression = func() *block.CompressionProfile { return block.SnappyCompression }
 	}
 	po.EnsureDefaults()
 	return po
@@ -175,6 +177,7 @@ func (p *Pebble) listener(o Options) *pebble.EventListener {
 				l.Corruption(damaged(i.Path, i.Details))
 			}
 		},
+		FlushBegin: func(pebble.FlushInfo) { p.sequences.flushing() },
 		FlushEnd: func(i pebble.FlushInfo) {
 			if i.Err == nil && l.Flushed != nil {
 				l.Flushed()

@@ -190,6 +190,16 @@ func Split(k []byte) int {
 	return len(k)
 }
 
+// Sequence returns the length of the prefix that a physical key shares with the others of
+// its sequence: keys that are mostly written in their order, which are a partition's events.
+// It is 0 for a key of none.
+func Sequence(k []byte) int {
+	if len(k) == 0 || Family(k[0]) != FamilyTimeline {
+		return 0
+	}
+	return max(prefixLen(k), 0)
+}
+
 // Decode splits a physical key of a span family. logical is freshly allocated only
 // when it had to be unescaped; suffix aliases k.
 func Decode(k []byte) (f Family, logical, suffix []byte, err error) {
