@@ -11,6 +11,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -239,24 +240,17 @@ func (b *bench) drive(ctx context.Context, c *cluster, l load.Load) (figures, er
 	}, nil
 }
 
-// under warms up, then runs a load. It returns the servers' CPU time too.
-func (b *bench) under(ctx context.Context, c *cluster, l load.Load) (t load.Tally, cpu time.Duration, err error) {
-	if b.warmup > 0 {
-		l.Duration = b.warmup
-		if _, err := l.Run(ctx, io.Discard); err != nil {
-			return t, 0, err
-		}
+// under runs a load that counts once it is warm. It returns the servers' CPU time too.
+func (b *bench) under(ctx context.Context, c *cluster, l load.Load) (load.Tally, time.Duration, error) {
+	var cpu time.Duration // at the end of what counts, less that at its begin
+	var failed error
+	l.Warmup, l.Duration = b.warmup, b.duration
+	l.Edge = func() {
+		now, err := c.cpu()
+		cpu, failed = now-cpu, cmp.Or(failed, err)
 	}
-	before, err := c.cpu()
-	if err != nil {
-		return t, 0, err
-	}
-	l.Duration = b.duration
-	if t, err = l.Run(ctx, io.Discard); err != nil {
-		return t, 0, err
-	}
-	after, err := c.cpu()
-	return t, after - before, err
+	t, err := l.Run(ctx, io.Discard)
+	return t, cpu, cmp.Or(err, failed)
 }
 
 func (f figures) String() string {

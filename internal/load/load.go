@@ -29,6 +29,11 @@ type Load struct {
 	Clients, Batch int           // Batch is the operations in one request
 	Count          int64         // operations; 0 means no limit
 	Duration       time.Duration // 0 means no limit
+	// Warmup is how long the load runs before the Duration begins, if it has one. Then what
+	// counts is what is answered within the Duration: neither how the load begins nor how it
+	// ends. Edge, if set, is called at both ends of it.
+	Warmup time.Duration
+	Edge   func()
 	// Rate is operations a second in all, on a schedule that waits for no answer while
 	// fewer than Clients requests are outstanding; 0 means no schedule.
 	Rate    float64
@@ -73,7 +78,7 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 	var ops, refused, failed, taken, turns atomic.Int64
 	start := time.Now()
 	stop := func() bool {
-		return ctx.Err() != nil || l.Duration > 0 && time.Since(start) >= l.Duration
+		return ctx.Err() != nil || l.Duration > 0 && time.Since(start) >= l.Warmup+l.Duration
 	}
 	take := func() int { // the size of the next request, within count
 		if l.Count == 0 {
@@ -100,21 +105,27 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 					break
 				}
 				did, err := send(ctx, random, n)
-				if err != nil {
-					if ctx.Err() != nil {
-						break
-					}
+				if err != nil && ctx.Err() != nil {
+					break
+				}
+				now := time.Now()
+				switch counts := l.counts(now.Sub(start)); {
+				case !counts:
+				case err == nil:
+					observe(latencies, now.Sub(due))
+					ops.Add(int64(did))
+				default:
+					ops.Add(int64(did))
 					if isRefusal(err) {
 						refused.Add(int64(n - did))
 					} else {
 						failed.Add(int64(n - did))
 						first = cmp.Or(first, err)
 					}
-					pause(ctx, 10*time.Millisecond)
-				} else {
-					observe(latencies, time.Since(due))
 				}
-				ops.Add(int64(did))
+				if err != nil {
+					pause(ctx, 10*time.Millisecond)
+				}
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -124,16 +135,34 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 			}
 		})
 	}
+	if l.Edge != nil {
+		wg.Go(func() {
+			pause(ctx, l.Warmup)
+			l.Edge()
+			pause(ctx, l.Duration)
+			l.Edge()
+		})
+	}
 	quiet := progress(w, func(since time.Duration) string {
 		return fmt.Sprintf("%.0fs  %d operations, %d refused, %d errors", since.Seconds(), ops.Load(), refused.Load(), failed.Load())
 	})
 	wg.Wait()
 	quiet()
 	total.Ops, total.Refused, total.Errors, total.Elapsed = ops.Load(), refused.Load(), failed.Load(), time.Since(start)
+	if l.warms() {
+		total.Elapsed = l.Duration
+	}
 	if total.FirstError != nil {
 		fmt.Fprintf(w, "first error: %v\n", total.FirstError)
 	}
 	return total, ctx.Err()
+}
+
+func (l Load) warms() bool { return l.Warmup > 0 && l.Duration > 0 }
+
+// counts says whether what is answered so long after the start counts.
+func (l Load) counts(after time.Duration) bool {
+	return !l.warms() || after >= l.Warmup && after < l.Warmup+l.Duration
 }
 
 // schedule waits until the nth request is due and returns when that was. Without a rate
@@ -143,7 +172,7 @@ func (l Load) schedule(ctx context.Context, start time.Time, nth int64) (time.Ti
 		return time.Now(), true
 	}
 	after := time.Duration(float64(nth) * float64(l.Batch) / l.Rate * float64(time.Second))
-	if l.Duration > 0 && after >= l.Duration {
+	if l.Duration > 0 && after >= l.Warmup+l.Duration {
 		return start, false
 	}
 	due := start.Add(after)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -157,4 +159,34 @@ func TestLateness(t *testing.T) {
 	if f := l.Fired(); f.Ops != 3 || f.Early != 1 || f.Soonest != -time.Millisecond || f.Quantile(100).Round(time.Millisecond) != 3*time.Millisecond {
 		t.Errorf("%+v", f)
 	}
+}
+
+// What counts is what is answered within the duration, after the warm-up; the load goes on
+// until then, and whoever looks at both ends sees it from outside.
+func TestWarmup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var edges []time.Duration
+		l := Load{
+			Clients: 2, Batch: 1, Warmup: 3 * time.Second, Duration: 5 * time.Second,
+			Edge: func() { edges = append(edges, time.Since(began)) },
+			Request: func(int) Request {
+				return func(ctx context.Context, _ *rand.Rand, _ int) (int, error) {
+					took := time.Second
+					if time.Since(began) < 2*time.Second {
+						took = time.Second / 10 // would lift the rate if it counted
+					}
+					pause(ctx, took-time.Millisecond)
+					return 1, nil
+				}
+			},
+		}
+		tally, err := l.Run(t.Context(), io.Discard)
+		if err != nil || tally.Ops != 10 || tally.Elapsed != 5*time.Second || tally.Quantile(50) < time.Second/2 {
+			t.Errorf("%d operations in %v, of %v each, %v", tally.Ops, tally.Elapsed, tally.Quantile(50), err)
+		}
+		if !slices.Equal(edges, []time.Duration{3 * time.Second, 8 * time.Second}) {
+			t.Errorf("the edges are %v", edges)
+		}
+	})
 }
