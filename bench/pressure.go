@@ -17,7 +17,9 @@ const (
 )
 
 // pressureMeasure looks for the number of clients that saturates a system, then lets
-// overload times as many loose, and finds what is left of the peak.
+// overload times as many loose, and finds what is left of the peak. The peak is what the
+// saturating number does right before and after: the highest of all that the search saw is
+// also the luckiest.
 func pressureMeasure(s system, a api) measure {
 	return measure{system: s, name: "back-pressure, puts by " + string(a), run: func(ctx context.Context, b *bench, c *cluster) (figures, error) {
 		keys, err := c.keys(ctx, a, everywhere)
@@ -38,11 +40,21 @@ func pressureMeasure(s system, a api) measure {
 			}
 			search.add(clients, t.PerSecond())
 		}
-		clients, peak := search.found()
-		t, err := under(overload * clients)
-		if err != nil {
-			return nil, err
+		clients := search.found()
+		var rates []float64
+		var t load.Tally
+		for _, n := range []int{clients, overload * clients, clients} {
+			took, err := under(n)
+			if err != nil {
+				return nil, err
+			}
+			if n > clients {
+				t = took
+			} else {
+				rates = append(rates, took.PerSecond())
+			}
 		}
+		peak := (rates[0] + rates[1]) / 2
 		if t.Ops == 0 || peak == 0 {
 			return nil, fmt.Errorf("nothing was done, the first error: %v", t.FirstError)
 		}
@@ -73,13 +85,13 @@ func (s *saturation) add(clients int, rate float64) {
 // over says whether the peak is surely past: one flat step may be noise.
 func (s *saturation) over() bool { return s.flat >= 2 }
 
-// found returns the fewest clients that come near the peak, and the peak.
-func (s *saturation) found() (clients int, peak float64) {
-	_, peak = s.rates.spread()
+// found returns the fewest clients that come near the peak.
+func (s *saturation) found() (clients int) {
+	_, peak := s.rates.spread()
 	for i, r := range s.rates {
 		if r*gain >= peak {
-			return s.clients[i], peak
+			return s.clients[i]
 		}
 	}
-	return 0, 0
+	return 0
 }
