@@ -125,6 +125,7 @@ func (m *memory) queues() transport.Queues {
 const (
 	quietEvery = time.Second
 	quietFor   = 3        // seconds in a row
+	quietStill = 10       // seconds in a row: by then memtables are flushed that were held before
 	quietBytes = 4 << 20  // allocated in one of them
 	returnAt   = 16 << 20 // what is worth returning
 )
@@ -149,9 +150,8 @@ func returnMemory(ctx context.Context) {
 			quiet = 0
 		}
 		before = now
-		if quiet >= quietFor && now.idle+now.garbage() > returnAt {
+		if quiet == quietStill || quiet >= quietFor && now.idle+now.garbage() > returnAt {
 			debug.FreeOSMemory()
-			quiet = 0
 		}
 	}
 }
