@@ -27,12 +27,13 @@ const nodes = 3
 // programs are the paths of what was built.
 type programs struct{ almanac, etcd, nats string }
 
-// build builds Almanac and, with tools/peers/build, the others, into a directory.
+// build builds Almanac, as README says, and, with tools/peers/build, the others, into a
+// directory.
 func build(ctx context.Context, root, dir string) (programs, error) {
 	p := programs{
 		almanac: filepath.Join(dir, "almanac"), etcd: filepath.Join(dir, "etcd"), nats: filepath.Join(dir, "nats-server"),
 	}
-	if _, err := output(ctx, root, "go", "build", "-o", p.almanac, "./cmd/almanac"); err != nil {
+	if _, err := output(ctx, root, "env", "CGO_ENABLED=0", "go", "build", "-o", p.almanac, "./cmd/almanac"); err != nil {
 		return p, err
 	}
 	if peers := os.Getenv("ALMANAC_PEERS"); peers != "" { // built before
