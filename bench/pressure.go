@@ -41,20 +41,19 @@ func pressureMeasure(s system, a api) measure {
 			search.add(clients, t.PerSecond())
 		}
 		clients := search.found()
-		var rates []float64
-		var t load.Tally
-		for _, n := range []int{clients, overload * clients, clients} {
-			took, err := under(n)
-			if err != nil {
-				return nil, err
-			}
-			if n > clients {
-				t = took
-			} else {
-				rates = append(rates, took.PerSecond())
-			}
+		before, err := under(clients)
+		if err != nil {
+			return nil, err
 		}
-		peak := (rates[0] + rates[1]) / 2
+		t, err := under(overload * clients)
+		if err != nil {
+			return nil, err
+		}
+		after, err := under(clients)
+		if err != nil {
+			return nil, err
+		}
+		peak := (before.PerSecond() + after.PerSecond()) / 2
 		if t.Ops == 0 || peak == 0 {
 			return nil, fmt.Errorf("nothing was done, the first error: %v", t.FirstError)
 		}

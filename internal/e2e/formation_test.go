@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -25,15 +24,13 @@ func (c *cluster) put(key, value string) {
 	ctx := proctest.Within(c.t, 20*time.Second)
 	for {
 		_, err := c.Client.KV.Put(ctx, []byte(key), []byte(value))
-		var e *client.Error
-		switch {
-		case err == nil:
+		if err == nil {
 			return
-		case errors.As(err, &e) && e.Reason == client.ReasonUnknownOutcome:
-			c.t.Logf("put %s: %v", key, err)
-		default:
+		}
+		if client.ReasonOf(err) != client.ReasonUnknownOutcome {
 			c.t.Fatalf("put %s: %v", key, err)
 		}
+		c.t.Logf("put %s: %v", key, err)
 	}
 }
 

@@ -68,7 +68,7 @@ type pebbleBatch struct {
 	b       *pebble.Batch // nil once finished
 	indexed bool
 	spare   *pebbleIter // a closed iterator, kept for the next NewIter
-	last    *sequence   // of the last key set
+	last    *sequence   // of the last key set that has one
 }
 
 // NewBatch implements Engine.
@@ -86,8 +86,9 @@ func (b *pebbleBatch) Set(key, value []byte) error {
 	if b.b == nil {
 		return errBatchDone
 	}
-	if b.last = b.p.sequences.of(key, b.last); b.last != nil {
-		b.last.bytes.Add(int64(len(key) + len(value)))
+	if q := b.p.sequences.of(key, b.last); q != nil {
+		q.bytes.Add(int64(len(key) + len(value)))
+		b.last = q
 	}
 	return mapErr(b.b.Set(key, value, nil))
 }

@@ -78,12 +78,12 @@ const (
 	compactAt           = 8
 	compactShortLivedAt = 20
 
-	// How large sorted files get, those of the first level below the flushed ones and those;
-	// each level below has files of twice the size. A compaction takes along what flushed
-	// files it can have for nothing, up to 25 of the former: with more, the first ones would
-	// rewrite all that could be moved.
-	baseFile    = 2 << 20
+	// How large sorted files get: flushedFile where memtables are flushed to, baseFile in the
+	// first level below, and in each further one twice as large. A compaction takes along
+	// flushed files that overlap nothing below while it takes less than 25 times baseFile in
+	// all: were that more, the first compactions would rewrite what could be moved.
 	flushedFile = 4 << 20
+	baseFile    = 2 << 20
 
 	// The format of Pebble's files: sorted files with a checksum in the footer, and a
 	// write-ahead log that tells damage from its end. Raise it only together with the

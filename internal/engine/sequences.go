@@ -35,7 +35,7 @@ const busyBytes = 1 << 20
 
 func newSequences() *sequences { return &sequences{all: make(map[string]*sequence)} }
 
-// of returns the sequence of a key, nil if it has none. last, the answer for the key before,
+// of returns the sequence of a key, nil if it has none. last, the answer for an earlier key,
 // may save the search.
 func (s *sequences) of(key []byte, last *sequence) *sequence {
 	if last != nil && len(key) > len(last.prefix) && string(key[:len(last.prefix)]) == last.prefix {

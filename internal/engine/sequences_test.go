@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -117,7 +116,7 @@ func TestSequencesAreHardlyRewritten(t *testing.T) {
 	mixed := 0
 	for _, level := range tables {
 		for _, f := range level {
-			if strings.Compare(string(f.Smallest.UserKey), string(timeline(1))) < 0 && bytes.Compare(f.Largest.UserKey, timeline(1)) > 0 && f.Size > 64<<10 {
+			if bytes.Compare(f.Smallest.UserKey, timeline(1)) < 0 && bytes.Compare(f.Largest.UserKey, timeline(1)) > 0 && f.Size > 64<<10 {
 				mixed++
 			}
 		}

@@ -109,16 +109,14 @@ func (l Load) Run(ctx context.Context, w io.Writer) (Tally, error) {
 					break
 				}
 				now := time.Now()
-				switch counts := l.counts(now.Sub(start)); {
-				case !counts:
-				case err == nil:
-					observe(latencies, now.Sub(due))
+				if l.counts(now.Sub(start)) {
 					ops.Add(int64(did))
-				default:
-					ops.Add(int64(did))
-					if isRefusal(err) {
+					switch {
+					case err == nil:
+						observe(latencies, now.Sub(due))
+					case isRefusal(err):
 						refused.Add(int64(n - did))
-					} else {
+					default:
 						failed.Add(int64(n - did))
 						first = cmp.Or(first, err)
 					}

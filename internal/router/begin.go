@@ -35,8 +35,12 @@ func (r *Router) BeginTxn(ctx context.Context, timeout time.Duration, txn *mvcc.
 	if !ok || !rt.desc.Span.Contains(span) {
 		return false
 	}
+	if !r.gates.TryEnter(rt.desc.Range) {
+		return false
+	}
 	env, err := command.Encode(command.Header{Kind: command.KindTxn}, txn)
-	if err != nil || !r.gates.TryEnter(rt.desc.Range) {
+	if err != nil {
+		r.gates.Leave(rt.desc.Range)
 		return false
 	}
 	timeout = min(r.opts.Timeout, callersPart(timeout))

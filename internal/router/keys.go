@@ -94,24 +94,19 @@ func (r *Router) FreshTimestamp(ctx context.Context) (base.Timestamp, error) {
 
 // Txn commits a transaction in one log entry and returns its commit timestamp.
 func (r *Router) Txn(ctx context.Context, txn *mvcc.Txn) (*mvcc.TxnResult, base.Timestamp, error) {
-	type outcome struct {
-		txn *mvcc.TxnResult
-		at  base.Timestamp
-		err error
-	}
-	ch := make(chan outcome, 1)
+	ch := make(chan answer[command.Result], 1)
 	timeout := r.opts.Timeout
 	if at, ok := ctx.Deadline(); ok {
 		timeout = time.Until(at)
 	}
 	if timeout < ShortestBegun || !r.BeginTxn(ctx, timeout, txn, func(res *mvcc.TxnResult, at base.Timestamp, err error) {
-		ch <- outcome{res, at, err}
+		ch <- answer[command.Result]{command.Result{Txn: res, Stamp: at}, err}
 	}) {
 		return r.txn(ctx, txn)
 	}
 	select {
-	case o := <-ch:
-		return o.txn, o.at, o.err
+	case a := <-ch:
+		return a.v.Txn, a.v.Stamp, a.err
 	case <-ctx.Done():
 		return nil, 0, fault.Wrap(fault.UnknownOutcome, ctx.Err(), "no answer came in time; the write may or may not take effect")
 	}

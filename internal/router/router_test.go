@@ -2,9 +2,11 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -437,5 +439,26 @@ func TestTopicCacheForgets(t *testing.T) {
 	c.drop("t")
 	if _, ok := c.get("t", hand.Mono()); ok {
 		t.Error("not dropped")
+	}
+}
+
+// Who ran out of time hears what stood in the way: a range without a leader only if that was
+// the last answer.
+func TestOutOfTimeSaysWhy(t *testing.T) {
+	for _, tc := range []struct {
+		id   base.RangeID
+		last error
+		want string
+	}{
+		{0, fault.New(fault.Unavailable, "away"), "the range could not be looked up in time"},
+		{5, fault.NotLeaderOf(5, 0), "range 5 has no leader with a majority of its replicas"},
+		{5, fault.New(fault.Unavailable, "away"), "range 5 has no leader with a majority of its replicas"},
+		{5, fault.New(fault.Restamp, "late"), "range 5 did not answer in time"},
+		{5, nil, "range 5 did not answer in time"},
+	} {
+		err := outOfTime(t.Context(), &route{desc: base.RangeDescriptor{Range: tc.id}}, tc.last)
+		if fault.KindOf(err) != fault.Deadline || !strings.Contains(err.Error(), tc.want) || tc.last != nil && !errors.Is(err, tc.last) {
+			t.Errorf("range %d, last %v: %v", tc.id, tc.last, err)
+		}
 	}
 }
